@@ -1,0 +1,1 @@
+"""Prompts from a file to padded batches, and completions back to scores."""

@@ -1,0 +1,121 @@
+import json
+
+import pytest
+
+from geomjax.data.prompts import Example, Message, count_duplicates, read_prompts
+
+
+def write(path, *lines):
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    return path
+
+
+def record(**fields):
+    return json.dumps(fields).encode()
+
+
+def test_reads_text_and_conversations_with_line_numbers(tmp_path):
+    path = write(
+        tmp_path / "p.jsonl",
+        b"\xef\xbb\xbf" + record(prompt="1+1=", answer="2", source="ignored"),
+        b"",
+        record(
+            prompt=[
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": "1+2?"},
+            ]
+        ),
+        '{"prompt": "a\u2028b", "answer": null}\r'.encode(),
+    )
+    assert read_prompts(path) == [
+        Example("1+1=", "2", 1),
+        Example((Message("system", "Be brief."), Message("user", "1+2?")), None, 3),
+        Example("a\u2028b", None, 4),
+    ]
+
+
+def test_duplicates_are_kept_and_counted(tmp_path):
+    chat = [{"role": "user", "content": "a"}]
+    path = write(
+        tmp_path / "p.jsonl",
+        *(record(prompt=prompt) for prompt in ["a", "b", "a", chat, chat, "a"]),
+    )
+    examples = read_prompts(path)
+    assert len(examples) == 6
+    assert count_duplicates(examples) == 3
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.jsonl"):
+        read_prompts(tmp_path / "nowhere.jsonl")
+
+
+@pytest.mark.parametrize("content", [b"", b"\n  \n\n", b"\xef\xbb\xbf"])
+def test_empty_file(tmp_path, content):
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"p\.jsonl holds no prompt"):
+        read_prompts(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b'{"prompt": "a"', "is not JSON"),
+        (b'{"prompt": "a"} {"prompt": "b"}', "is not JSON"),
+        (b'{"prompt": ' + b"9" * 5000 + b"}", "limit"),
+        (b"[" * 200_000, "nested too deeply"),
+        (b'{"prompt": "caf\xe9"}', r"is not UTF-8 \(byte 15: 0xe9\)"),
+        ('{"prompt": "a"}'.encode("utf-16"), "is not UTF-8"),
+        (rb'{"prompt": "a\ud800"}', "surrogate"),
+        (b'"a"', "is a string, expected an object"),
+        (b"null", "is null, expected an object"),
+        (record(question="a", answer="b"), r"no `prompt`.*\['answer', 'question'\]"),
+        (record(prompt=""), "`prompt` is empty"),
+        (record(prompt=[]), "`prompt` is an empty list"),
+        (record(prompt=5), "`prompt` is a number, expected a string"),
+        (record(prompt=None), "`prompt` is null, expected a string"),
+        (record(prompt={"role": "user"}), r"an object with the fields \['role'\]"),
+        (record(prompt=["a"]), r"`prompt\[0\]` is a string"),
+        (record(prompt=[{"role": "user"}]), r"`prompt\[0\]` is .*`content` alone"),
+        (
+            record(prompt=[{"role": "user", "content": "a", "tool_calls": []}]),
+            "tool_calls",
+        ),
+        (
+            record(prompt=[{"role": "user", "content": [{"type": "image"}]}]),
+            r"`prompt\[0\].content` is a list",
+        ),
+        (record(prompt="a", answer=5), "`answer` is a number, expected a string"),
+        (record(prompt="a", answer=True), "`answer` is a boolean"),
+    ],
+)
+def test_malformed_line_is_named(tmp_path, line, said):
+    path = write(tmp_path / "p.jsonl", record(prompt="fine", answer="1"), b"", line)
+    with pytest.raises(ValueError, match=rf"p\.jsonl:\n  line 3: .*{said}"):
+        read_prompts(path)
+
+
+def test_missing_answers_are_named_when_required(tmp_path):
+    path = write(
+        tmp_path / "p.jsonl",
+        record(prompt="a"),
+        record(prompt="b", answer="1"),
+        record(prompt="c", answer=None),
+    )
+    assert len(read_prompts(path)) == 3
+    with pytest.raises(ValueError, match="answer") as error:
+        read_prompts(path, require_answers=True)
+    assert "line 1: has no `answer`" in str(error.value)
+    assert "line 3: has no `answer`" in str(error.value)
+    assert "line 2" not in str(error.value)
+
+
+def test_problems_are_collected_up_to_a_limit(tmp_path):
+    path = write(tmp_path / "p.jsonl", *[b"{}"] * 25)
+    with pytest.raises(ValueError, match="and 15 more") as error:
+        read_prompts(path)
+    message = str(error.value)
+    assert message.count("has no `prompt`") == 10
+    assert "line 1:" in message
+    assert "line 10:" in message
