@@ -34,36 +34,55 @@ class TensorSource(Protocol):
         """The tensor `key`, in its storage dtype (bfloat16 through ml_dtypes)."""
 
 
-class Apply(Protocol):
-    """A decoder's forward pass, from tokens to the last hidden states.
+class LanguageModel(Protocol):
+    """What objectives, rollouts and training need to know of a model.
 
-    `positions` are the token's places in its own sequence; `segment_ids` are 0 for
-    padding, and a token attends to earlier positions of its own segment alone. With a
-    cache the new keys and values are appended to it, and it is returned.
+    `positions` are the tokens' places in their own sequences. `segment_ids` are 0 for
+    padding, and a token attends to earlier positions of its own segment alone. Hidden
+    states are those after the final norm.
     """
 
-    def __call__(
+    dtype: Any
+    precision: jax.lax.Precision
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids, which are the rows of `unembedding`."""
+
+    def unembedding(self, params: Params) -> Float[Array, "V D"]:
+        """The matrix that maps hidden states to logits."""
+
+    def apply(
         self,
         params: Params,
         tokens: Int[Array, "B T"],
         positions: Int[Array, "B T"],
         segment_ids: Int[Array, "B T"],
-        cache: Any = None,
+    ) -> Float[Array, "B T D"]:
+        """Hidden states of whole sequences."""
+
+    def prefill(
+        self,
+        params: Params,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"],
+        cache_length: int,
     ) -> tuple[Float[Array, "B T D"], Any]:
-        """Returns hidden states after the final norm, and the new cache."""
+        """As `apply`, with a cache of `cache_length` slots that holds the tokens."""
 
+    def decode(
+        self,
+        params: Params,
+        token: Int[Array, " B"],
+        position: Int[Array, " B"],
+        segment_id: Int[Array, " B"],
+        cache: Any,
+    ) -> tuple[Float[Array, "B D"], Any]:
+        """Appends one token a row to the cache; returns its hidden state."""
 
-class LanguageModel(Protocol):
-    """What objectives, rollouts and training need to know of a model."""
-
-    apply: Apply
-
-    @property
-    def vocab_size(self) -> int:
-        """Rows of the unembedding matrix that belong to the tokenizer."""
-
-    def unembedding(self, params: Params) -> Float[Array, "V D"]:
-        """The matrix that maps hidden states to logits, cut to `vocab_size` rows."""
+    def split_layers(self, params: Params) -> Params:
+        """Parameters with the blocks unstacked, as `prefill` and `decode` take them."""
 
 
 PRNGKey = jax.Array

@@ -1,0 +1,156 @@
+"""KV-cached sampling: one jittable function from prompts to completed sequences."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from geomjax.typing import LanguageModel, Params, PRNGKey
+
+
+class Rollout(NamedTuple):
+    """Prompts with their completions, in the slots in which they were sampled.
+
+    Prompts are padded on the left, so completions start at one slot, S = P + the
+    number of new tokens. Token ids are stored once: what was sampled is trained on.
+
+    Attributes:
+      tokens: `[B, S]` int32.
+      positions: `[B, S]` int32, place in the sequence without its padding.
+      segment_ids: `[B, S]` int32, 1 for prompt and completion, 0 for padding.
+      completion: `[B, S]` bool, True for sampled tokens, the stop token included.
+      log_probs: `[B, S]` float32, log-probability with which each completion token
+        was sampled, at the sampling temperature; 0 elsewhere.
+    """
+
+    tokens: Int[Array, "B S"]
+    positions: Int[Array, "B S"]
+    segment_ids: Int[Array, "B S"]
+    completion: Bool[Array, "B S"]
+    log_probs: Float[Array, "B S"]
+
+
+def sample_token(
+    logits: Float[Array, "B V"], keys: PRNGKey, temperature: float
+) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
+    """Draws one token a row from `softmax(logits / temperature)`; 0 is greedy.
+
+    Args:
+      logits: Float32.
+      keys: One key a row.
+      temperature: Not negative. Greedy tokens are scored at temperature 1.
+
+    Returns:
+      The tokens (int32) and their log-probabilities (float32).
+    """
+    if temperature > 0:
+        log_probs = jax.nn.log_softmax(logits / temperature)
+        token = jax.vmap(jax.random.categorical)(keys, log_probs)
+    else:
+        log_probs = jax.nn.log_softmax(logits)
+        token = jnp.argmax(logits, axis=-1)
+    picked = jnp.take_along_axis(log_probs, token[:, None], axis=-1)[:, 0]
+    return token.astype(jnp.int32), picked
+
+
+def sample(
+    model: LanguageModel,
+    params: Params,
+    tokens: Int[Array, "B P"],
+    positions: Int[Array, "B P"],
+    segment_ids: Int[Array, "B P"],
+    key: PRNGKey,
+    *,
+    max_new_tokens: int,
+    stop_tokens: tuple[int, ...],
+    temperature: float,
+    pad_token: int = 0,
+) -> Rollout:
+    """Completes each prompt by sampling from the model's full distribution.
+
+    The prompt is prefilled in one pass; then one token a step is decoded through the
+    cache until every row has stopped. The weights are cast and unstacked once, before
+    the loop. The draw of token t of row b depends on (key, b, t) alone.
+
+    Args:
+      model: The model to sample from.
+      params: Its parameters.
+      tokens: Prompts padded on the left.
+      positions: Place of each token in its prompt.
+      segment_ids: 1 for prompt tokens, 0 for padding.
+      key: Random key of this rollout.
+      max_new_tokens: Most tokens sampled a row.
+      stop_tokens: Ids that end a row; the one drawn belongs to the completion.
+      temperature: Softmax temperature; 0 takes the most likely token.
+      pad_token: Id written after the end of a row.
+
+    Returns:
+      The sequences, with the log-probability of each sampled token.
+    """
+    batch, prompt_length = tokens.shape
+    length = prompt_length + max_new_tokens
+    params = jax.tree.map(lambda weight: weight.astype(model.dtype), params)
+    params = jax.lax.optimization_barrier(model.split_layers(params))
+    unembedding = model.unembedding(params)
+    row_keys = jax.random.split(key, batch)
+    stops = jnp.asarray(stop_tokens, jnp.int32)
+
+    def logits_of(hidden):
+        return jnp.einsum(
+            "bd,vd->bv",
+            hidden,
+            unembedding,
+            precision=model.precision,
+            preferred_element_type=jnp.float32,
+        )
+
+    def draw(logits, step, alive, out):
+        """Samples slot P + step for the rows still alive."""
+        keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, step)
+        token, log_prob = sample_token(logits, keys, temperature)
+        token = jnp.where(alive, token, pad_token)
+        slot = prompt_length + step
+
+        def put(array, column):
+            column = column.astype(array.dtype)[:, None]
+            return jax.lax.dynamic_update_slice_in_dim(array, column, slot, axis=1)
+
+        out = Rollout(
+            tokens=put(out.tokens, token),
+            positions=put(out.positions, last_position + 1 + step),
+            segment_ids=put(out.segment_ids, alive),
+            completion=put(out.completion, alive),
+            log_probs=put(out.log_probs, jnp.where(alive, log_prob, 0.0)),
+        )
+        stopped = (token[:, None] == stops[None, :]).any(axis=-1)
+        return token, alive & ~stopped, out
+
+    def pad(array, value=0):
+        return jnp.pad(array, ((0, 0), (0, max_new_tokens)), constant_values=value)
+
+    last_position = positions[:, -1]
+    out = Rollout(
+        tokens=pad(tokens.astype(jnp.int32), pad_token),
+        positions=pad(positions),
+        segment_ids=pad(segment_ids),
+        completion=jnp.zeros((batch, length), bool),
+        log_probs=jnp.zeros((batch, length), jnp.float32),
+    )
+    hidden, cache = model.prefill(params, tokens, positions, segment_ids, length)
+    alive = jnp.ones(batch, bool)
+    token, alive, out = draw(logits_of(hidden[:, -1]), jnp.int32(0), alive, out)
+
+    def unfinished(carry):
+        step, _, alive, _, _ = carry
+        return (step < max_new_tokens) & alive.any()
+
+    def decode(carry):
+        step, token, alive, cache, out = carry
+        position, segment = last_position + step, alive.astype(jnp.int32)
+        hidden, cache = model.decode(params, token, position, segment, cache)
+        token, alive, out = draw(logits_of(hidden), step, alive, out)
+        return step + 1, token, alive, cache, out
+
+    carry = (jnp.int32(1), token, alive, cache, out)
+    return jax.lax.while_loop(unfinished, decode, carry)[-1]
