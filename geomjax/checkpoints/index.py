@@ -1,0 +1,75 @@
+"""The index of a sharded checkpoint: which file holds which tensor."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from geomjax.checkpoints.errors import CheckpointError
+
+
+def read_index(path: Path) -> dict[str, Path]:
+    """Tensor name to shard, as a Hugging Face `*.index.json` file gives it.
+
+    A shard must lie in the index's folder, also after symbolic links are followed. The
+    one exception is a snapshot of the Hugging Face cache, whose files are links into
+    the `blobs` folder of the same repository.
+
+    Args:
+        path: the index file.
+
+    Returns:
+        Name to the shard's path, in the index's order.
+
+    Raises:
+        CheckpointError: every problem found: no JSON, repeated names, shards that are
+            missing or lie outside the folder.
+    """
+    try:
+        content = json.loads(path.read_bytes(), object_pairs_hook=_refuse_repeats)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(path, [f"not a valid JSON index: {error}"]) from None
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(path, ["has no weight_map of tensor names to files"])
+    problems = []
+    files: dict[str, Path] = {}
+    for name in {str(value): None for value in weight_map.values()}:
+        problem = _shard_problem(path.parent, name)
+        if problem is None:
+            files[name] = path.parent / name
+        else:
+            problems.append(f"{name!r}: {problem}")
+    if problems:
+        raise CheckpointError(path, problems)
+    return {name: files[str(value)] for name, value in weight_map.items()}
+
+
+def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"named twice: {repeated}")
+    return table
+
+
+def _shard_problem(folder: Path, name: str) -> str | None:
+    """Why `name` cannot be a shard in `folder`, or None where it can."""
+    relative = Path(name)
+    if not name or "\0" in name:
+        return "not a file name"
+    if relative.is_absolute() or ".." in relative.parts:
+        return "a shard must be named relative to the index and inside its folder"
+    target = folder / relative
+    try:
+        if not target.is_file():
+            return "the index names this file, but there is none"
+    except OSError as error:
+        return f"cannot be opened: {error.strerror}"
+    real, root = target.resolve(), folder.resolve()
+    allowed = [root]
+    if root.parent.name == "snapshots":
+        allowed.append(root.parent.parent / "blobs")
+    if not any(real.is_relative_to(place) for place in allowed):
+        return f"a link that leaves the folder, to {real}"
+    return None

@@ -1,0 +1,188 @@
+"""Sources of tensors: what every reader offers, arrays in memory, opening by path."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from geomjax.checkpoints.dtypes import is_weight, left_out_reason
+from geomjax.checkpoints.errors import CheckpointError
+from geomjax.checkpoints.safetensors import INDEX_FILE, SINGLE_FILE, SafetensorsSource
+from geomjax.typing import Params, TensorSource, TensorSpec
+
+
+class CheckpointSource(TensorSource, Protocol):
+    """A `TensorSource` that says what it leaves out, and manages its memory.
+
+    Every reader of this package is one. `prefetch` and `release` are hints: neither
+    changes what `read` returns, nor makes an array that it returned invalid.
+
+    Attributes:
+        left_out: names in the checkpoint that are not among `keys`, with the reason.
+        tie_word_embeddings: whether the head is the embedding; None where unknown.
+    """
+
+    left_out: Mapping[str, str]
+    tie_word_embeddings: bool | None
+
+    def prefetch(self, key: str) -> None:
+        """Starts to bring `key` into memory, where that can be done ahead."""
+
+    def release(self, key: str) -> None:
+        """Gives back the memory that holds `key`, where the source holds it."""
+
+
+class DictSource:
+    """Arrays in memory as a `CheckpointSource`: a mapping of names to arrays.
+
+    Args:
+        tensors: NumPy or JAX arrays by name. A JAX array is copied to the host when
+            it is read, not before.
+        tie_word_embeddings: whether the head is the embedding, where that is known.
+    """
+
+    left_out: Mapping[str, str]
+    tie_word_embeddings: bool | None
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Any],
+        *,
+        tie_word_embeddings: bool | None = None,
+    ):
+        self.tie_word_embeddings = tie_word_embeddings
+        floating = {
+            name: tensor for name, tensor in tensors.items() if is_weight(tensor.dtype)
+        }
+        self._tensors = floating
+        self.left_out = MappingProxyType(
+            {
+                name: left_out_reason(tensor.dtype)
+                for name, tensor in tensors.items()
+                if name not in floating
+            }
+        )
+
+    def keys(self) -> Iterator[str]:
+        """Iterates over the names of the floating-point tensors."""
+        return iter(self._tensors)
+
+    def spec(self, key: str) -> TensorSpec:
+        """Shape and dtype of `key`."""
+        tensor = self._tensors[key]
+        return TensorSpec(tuple(tensor.shape), np.dtype(tensor.dtype))
+
+    def read(self, key: str) -> np.ndarray:
+        """The tensor `key` on the host."""
+        return np.asarray(self._tensors[key])
+
+    def prefetch(self, key: str) -> None:
+        """Does nothing: the tensor is in memory."""
+
+    def release(self, key: str) -> None:
+        """Does nothing: the tensor belongs to the caller."""
+
+
+def tree_source(params: Params) -> DictSource:
+    """A params tree as a source, its leaves named by their path joined with dots.
+
+    Args:
+        params: nested dicts of arrays, in any orientation; both sides of a comparison
+            must come from trees of the same structure.
+
+    Returns:
+        A source with one tensor for each leaf.
+
+    Raises:
+        CheckpointError: two paths give the same name.
+    """
+    tensors: dict[str, Any] = {}
+    repeated = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        if name in tensors:
+            repeated.append(f"{name!r}: the name of two leaves")
+        tensors[name] = leaf
+    if repeated:
+        raise CheckpointError("params tree", repeated)
+    return DictSource(tensors)
+
+
+def open_source(
+    path_or_name: str | os.PathLike[str], *, revision: str | None = None
+) -> CheckpointSource:
+    """Opens a checkpoint with the reader that fits what is in its folder.
+
+    Args:
+        path_or_name: a file, a folder, or the name of a repository on the Hugging Face
+            hub (`organisation/name`), of which the safetensors and JSON files are
+            downloaded, or taken from the local cache.
+        revision: branch, tag or commit of a hub repository; its main branch by default.
+
+    Returns:
+        The source.
+
+    Raises:
+        CheckpointError: nothing there, nothing that can be read, or something wrong
+            with it.
+    """
+    path = Path(path_or_name)
+    if not path.exists():
+        path = _download(os.fspath(path_or_name), revision)
+    if path.is_file() and path.suffix == ".safetensors":
+        return SafetensorsSource(path)
+    if path.is_dir():
+        if (path / SINGLE_FILE).exists() or (path / INDEX_FILE).exists():
+            return SafetensorsSource(path)
+        files = sorted(path.glob("*.safetensors"))
+        if len(files) == 1:
+            return SafetensorsSource(files[0])
+    raise CheckpointError(
+        path,
+        [
+            f"no checkpoint that can be read; expected {SINGLE_FILE} or {INDEX_FILE}",
+            f"it holds {_contents(path)}",
+        ],
+    )
+
+
+def _contents(path: Path) -> str:
+    if not path.is_dir():
+        return "one file, of an unknown kind"
+    names = sorted(item.name for item in path.iterdir())
+    if not names:
+        return "nothing"
+    return ", ".join(names[:10]) + (" ..." if len(names) > 10 else "")
+
+
+def _download(name: str, revision: str | None) -> Path:
+    """The local snapshot of a hub repository."""
+    # Imported here: it takes longer than everything else, and few calls need it.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    advice = (
+        "give the path of a local folder, or the name of a public repository with "
+        "access to the hub (HF_HUB_OFFLINE unset)"
+    )
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise CheckpointError(name, ["no such file or folder", advice])
+    try:
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                allow_patterns=["*.safetensors", "*.json"],
+                ignore_patterns=["*/*"],
+            )
+        )
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            name,
+            [f"no such local path, and not downloaded from the hub: {reason}", advice],
+        ) from error
