@@ -1,0 +1,113 @@
+"""Prompts to token ids, once: what is sampled from is what is trained on."""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Int32
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerFast
+
+from geomjax.data.prompts import Example, Message, summarize
+
+
+class EncodedPrompts(NamedTuple):
+    """Examples, the token ids of their prompts in the same order, and what was lost."""
+
+    examples: list[Example]
+    token_ids: list[Int32[np.ndarray, "_"]]
+    dropped: int
+
+
+def encode_prompts(
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerFast,
+    max_prompt_tokens: int,
+    *,
+    overlong: Literal["error", "drop"] = "error",
+) -> EncodedPrompts:
+    """Encodes prompts, conversations through the tokenizer's chat template.
+
+    A conversation is rendered up to where the reply begins (`add_generation_prompt`),
+    and nothing is added to it. Plain text gets the tokenizer's beginning-of-sequence
+    token if the tokenizer adds one to texts and the text does not begin with it; an
+    end-of-sequence token is never added. No prompt is ever truncated.
+
+    Args:
+        examples: the prompts.
+        tokenizer: the student's tokenizer.
+        max_prompt_tokens: the longest prompt allowed, in tokens.
+        overlong: whether a longer prompt is an error, or is dropped and counted.
+
+    Returns:
+        The examples kept, their token ids, and the number dropped.
+
+    Raises:
+        ValueError: naming the lines of prompts that are too long, that the chat
+            template refuses, that encode to no token, or that hold characters the
+            tokenizer does not know; or if all prompts were dropped.
+    """
+    kept = EncodedPrompts([], [], 0)
+    problems: list[str] = []
+    bos_ids = _added_bos(tokenizer)
+    dropped = 0
+    for example in examples:
+        try:
+            ids = _encode(example.prompt, tokenizer, bos_ids)
+        except (ValueError, TemplateError) as error:
+            problems.append(f"line {example.line}: {error}")
+            continue
+        if len(ids) <= max_prompt_tokens:
+            kept.examples.append(example)
+            kept.token_ids.append(np.array(ids, dtype=np.int32))
+        elif overlong == "drop":
+            dropped += 1
+        else:
+            problems.append(
+                f"line {example.line}: {len(ids)} tokens, expected at most "
+                f"{max_prompt_tokens}"
+            )
+    if problems:
+        raise ValueError(f"prompts:\n{summarize(problems)}")
+    if not kept.examples:
+        raise ValueError(
+            f"prompts: none is left; all {dropped} are longer than "
+            f"{max_prompt_tokens} tokens"
+        )
+    return kept._replace(dropped=dropped)
+
+
+def _added_bos(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """The beginning-of-sequence id if the tokenizer adds it to a text, or nothing."""
+    first = tokenizer.encode("a")[:1]
+    return first if first == [tokenizer.bos_token_id] else []
+
+
+def _encode(
+    prompt: str | tuple[Message, ...],
+    tokenizer: PreTrainedTokenizerFast,
+    bos_ids: list[int],
+) -> list[int]:
+    if isinstance(prompt, str):
+        text = prompt
+    else:
+        text, bos_ids = _render(prompt, tokenizer), []
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    unknown = tokenizer.unk_token_id
+    if unknown in ids and tokenizer.unk_token not in text:
+        first = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        start, end = first["offset_mapping"][ids.index(unknown)]
+        raise ValueError(f"the tokenizer does not know {text[start:end]!r}")
+    if not ids:
+        raise ValueError("encodes to no token")
+    return ids if ids[: len(bos_ids)] == bos_ids else bos_ids + ids
+
+
+def _render(messages: tuple[Message, ...], tokenizer: PreTrainedTokenizerFast) -> str:
+    if tokenizer.chat_template is None:
+        raise ValueError("is a conversation, but the tokenizer has no chat template")
+    return tokenizer.apply_chat_template(
+        [message._asdict() for message in messages],
+        add_generation_prompt=True,
+        tokenize=False,
+    )
