@@ -1,0 +1,34 @@
+"""Optimizers over stacked layers: roles, masks, frozen groups, matrix-wise rules."""
+
+from geomjax.optim.apply import apply_updates
+from geomjax.optim.build import OptimizerSpec, build
+from geomjax.optim.coordinate_mask import CoordinateMaskState, coordinate_mask
+from geomjax.optim.freeze import freeze, frozen_paths
+from geomjax.optim.lamb import lamb
+from geomjax.optim.make import decay_mask, make
+from geomjax.optim.muon import muon
+from geomjax.optim.per_matrix import PerMatrixState, per_matrix
+from geomjax.optim.promotion import standard_promotion
+from geomjax.optim.roles import Role, Roles, map_with_roles
+from geomjax.optim.schedules import learning_rate_schedule
+
+__all__ = [
+    "CoordinateMaskState",
+    "OptimizerSpec",
+    "PerMatrixState",
+    "Role",
+    "Roles",
+    "apply_updates",
+    "build",
+    "coordinate_mask",
+    "decay_mask",
+    "freeze",
+    "frozen_paths",
+    "lamb",
+    "learning_rate_schedule",
+    "make",
+    "map_with_roles",
+    "muon",
+    "per_matrix",
+    "standard_promotion",
+]

@@ -1,0 +1,95 @@
+"""The whole chain that a training run uses, from one description of it."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import optax
+
+from geomjax.optim.coordinate_mask import coordinate_mask
+from geomjax.optim.freeze import freeze
+from geomjax.optim.make import make
+from geomjax.optim.roles import Roles
+from geomjax.optim.schedules import learning_rate_schedule
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerSpec:
+    """Description of an optimizer, made of plain values.
+
+    Attributes:
+      name: as in `make`: an optax name or "package.module:function".
+      learning_rate: the rate after warm-up.
+      schedule: "constant", "linear" or "cosine", as in `learning_rate_schedule`.
+      warmup_steps: optimizer updates of linear warm-up.
+      total_steps: optimizer updates in all; needed by schedules that decay.
+      clip_norm: largest global norm of the gradients of trainable coordinates, None for
+        no clipping.
+      frozen: patterns of parameters to hold fixed, as in `freeze`.
+      decay_kinds: kinds of parameter that weight decay applies to, None for all.
+      kwargs: further keyword arguments of the optimizer, as in `make`.
+    """
+
+    name: str
+    learning_rate: float
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    total_steps: int | None = None
+    clip_norm: float | None = None
+    frozen: tuple[str, ...] = ()
+    decay_kinds: tuple[str, ...] | None = None
+    kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def build(
+    spec: OptimizerSpec, roles: Roles, mask: Any = None
+) -> optax.GradientTransformation:
+    """Builds the transform that a description stands for.
+
+    The order, from the outside in:
+
+        coordinate_mask(mask, freeze(spec.frozen, chain(clip, optimizer)))
+
+    Gradients meet the mask first, lose the frozen parameters, are clipped by the global
+    norm of what is left, and then reach the optimizer; its update, weight decay
+    included, is masked again on the way out. A part that is not asked for is absent.
+
+    Args:
+      spec: the description.
+      roles: the role table of the model.
+      mask: as in `coordinate_mask`; None trains all coordinates. Runs that differ in
+        the values of their masks alone share one compiled step.
+
+    Returns:
+      The transform. Apply its updates with `geomjax.optim.apply_updates`.
+
+    Raises:
+      ValueError: a bad name, keyword, schedule, pattern or clipping norm; from `init`,
+        patterns and masks that do not fit the parameters.
+    """
+    schedule = learning_rate_schedule(
+        spec.schedule,
+        spec.learning_rate,
+        warmup_steps=spec.warmup_steps,
+        total_steps=spec.total_steps,
+    )
+    tx = make(
+        spec.name,
+        schedule,
+        roles=roles,
+        decay_kinds=spec.decay_kinds,
+        kwargs=spec.kwargs,
+    )
+    if spec.clip_norm is not None:
+        if not (math.isfinite(spec.clip_norm) and spec.clip_norm > 0):
+            raise ValueError(
+                f"clip_norm: got {spec.clip_norm}, expected a finite number above 0, or"
+                " None for no clipping"
+            )
+        tx = optax.chain(optax.clip_by_global_norm(spec.clip_norm), tx)
+    if spec.frozen:
+        tx = freeze(spec.frozen, tx)
+    if mask is not None:
+        tx = coordinate_mask(mask, tx)
+    return tx
