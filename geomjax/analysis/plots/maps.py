@@ -139,9 +139,10 @@ def _cell_text(value: float, percent: bool) -> str:
     scaled = 100.0 * value if percent else value
     if not math.isfinite(scaled):
         return ""
-    if 0.01 <= abs(scaled) < 1000.0:
-        return f"{scaled:#.3g}".rstrip(".") if abs(scaled) >= 1.0 else f"{scaled:.2g}"
-    return style.format_value(scaled)
+    if scaled == 0.0 or 0.01 <= abs(scaled) < 1000.0:
+        return f"{scaled:.2g}" if abs(scaled) < 1.0 else f"{scaled:#.3g}".rstrip(".")
+    mantissa, exponent = f"{scaled:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
 
 
 def _colour_scale(

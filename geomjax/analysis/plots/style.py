@@ -226,6 +226,7 @@ def format_value(value: float, percent: bool = False, padded: bool = False) -> s
     elif abs(scaled) >= 999.5:
         text = f"{scaled:.0f}"
     else:
+        padded = padded and abs(scaled) >= 1.0
         text = f"{scaled:#.3g}".rstrip(".") if padded else f"{scaled:.3g}"
     return f"{text}\u2009%" if percent else text
 

@@ -1,0 +1,31 @@
+"""Self-contained reports: tables, claims and figures as one HTML page and Markdown."""
+
+from geomjax.analysis.report.blocks import (
+    Block,
+    Claim,
+    Claims,
+    Code,
+    Facts,
+    Plot,
+    Report,
+    Section,
+)
+from geomjax.analysis.report.table import Cell, Column, Estimate, Table
+from geomjax.analysis.report.write import ReportFiles, write_report
+
+__all__ = [
+    "Block",
+    "Cell",
+    "Claim",
+    "Claims",
+    "Code",
+    "Column",
+    "Estimate",
+    "Facts",
+    "Plot",
+    "Report",
+    "ReportFiles",
+    "Section",
+    "Table",
+    "write_report",
+]
