@@ -1,6 +1,7 @@
 """The index of a sharded checkpoint: which file holds which tensor."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,8 @@ def read_index(path: Path) -> dict[str, Path]:
 def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) < len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = sorted({name for name in names if names.count(name) > 1})
+        counts = Counter(name for name, _ in pairs)
+        repeated = [name for name, count in counts.items() if count > 1]
         raise ValueError(f"named twice: {repeated}")
     return table
 

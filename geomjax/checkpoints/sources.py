@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from geomjax.checkpoints.safetensors import INDEX_FILE, SINGLE_FILE, Safetensors
 from geomjax.typing import Params, TensorSource, TensorSpec
 
 
+@runtime_checkable
 class CheckpointSource(TensorSource, Protocol):
     """A `TensorSource` that says what it leaves out, and manages its memory.
 

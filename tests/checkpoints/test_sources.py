@@ -1,0 +1,110 @@
+"""Sources in memory, and opening a checkpoint by its path."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from geomjax.checkpoints import (
+    CheckpointError,
+    CheckpointSource,
+    DictSource,
+    SafetensorsSource,
+    open_source,
+    tree_source,
+    write_safetensors,
+)
+
+
+def test_a_dict_of_arrays_is_a_source():
+    weights = jnp.arange(6, dtype=jnp.bfloat16).reshape(2, 3)
+    source = DictSource({"w": weights, "n": np.ones(2, np.float32)})
+    assert isinstance(source, CheckpointSource)
+    assert list(source.keys()) == ["w", "n"]
+    assert source.spec("w") == ((2, 3), np.dtype(ml_dtypes.bfloat16))
+    assert isinstance(source.read("w"), np.ndarray)
+    np.testing.assert_array_equal(source.read("w"), np.asarray(weights))
+
+
+def test_what_is_no_weight_is_left_out():
+    source = DictSource(
+        {
+            "step": np.arange(2),
+            "key": jax.random.key(0),
+            "f8": np.zeros(2, ml_dtypes.float8_e4m3fn),
+            "w": np.ones(1),
+        }
+    )
+    assert list(source.keys()) == ["w"]
+    assert set(source.left_out) == {"step", "key", "f8"}
+    assert "float8_e4m3fn" in source.left_out["f8"]
+
+
+def test_a_params_tree_is_named_by_its_paths():
+    tree = {"layers": {"q": np.ones((2, 3, 3))}, "heads": [np.zeros(1), np.ones(1)]}
+    source = tree_source(tree)
+    assert set(source.keys()) == {"layers.q", "heads.0", "heads.1"}
+    np.testing.assert_array_equal(source.read("heads.1"), [1.0])
+
+
+def test_two_paths_of_one_name_are_refused():
+    tree = {"a": {"b": np.ones(1)}, "a.b": np.ones(1)}
+    with pytest.raises(CheckpointError, match=r"'a\.b': the name of two leaves"):
+        tree_source(tree)
+
+
+def test_open_source_takes_a_folder_or_a_file(tmp_path):
+    tensors = {f"t{i}": np.ones(4) for i in range(3)}
+    write_safetensors(tmp_path / "one", tensors)
+    write_safetensors(tmp_path / "many", tensors, max_shard_bytes=32)
+    named = tmp_path / "named"
+    named.mkdir()
+    os.link(tmp_path / "one" / "model.safetensors", named / "other.safetensors")
+    for path in ("one", "many", "named", "one/model.safetensors"):
+        source = open_source(tmp_path / path)
+        assert isinstance(source, SafetensorsSource)
+        assert set(source.keys()) == set(tensors)
+
+
+def test_a_folder_without_a_checkpoint_says_what_it_holds(tmp_path):
+    (tmp_path / "README.md").write_text("")
+    with pytest.raises(CheckpointError, match=r"it holds README\.md"):
+        open_source(tmp_path)
+    with pytest.raises(CheckpointError, match="no checkpoint that can be read"):
+        open_source(tmp_path / "README.md")
+
+
+def test_a_missing_path_says_how_to_name_one(tmp_path):
+    with pytest.raises(CheckpointError, match="no such file or folder"):
+        open_source(tmp_path / "absent")
+
+
+def test_a_hub_name_without_the_hub_says_how_to_go_on(monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    asked = {}
+
+    def offline(name, **options):
+        asked.update(options, name=name)
+        raise LocalEntryNotFoundError("offline, and not in the cache")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(CheckpointError, match="path of a local folder") as caught:
+        open_source("org/name", revision="v1")
+    assert "offline, and not in the cache" in str(caught.value)
+    assert asked["allow_patterns"] == ["*.safetensors", "*.json"]
+    assert (asked["name"], asked["revision"]) == ("org/name", "v1")
+
+
+def test_a_hub_snapshot_is_opened_as_a_folder(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    write_safetensors(tmp_path, {"w": np.ones(2)})
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path)
+    )
+    assert list(open_source("org/name").keys()) == ["w"]
