@@ -41,18 +41,19 @@ def decode_completions(
     Returns:
         One completion per row, without its stop token.
     """
-    tokens = np.asarray(tokens)
-    is_stop = np.isin(tokens, list(stop_ids))
-    stopped = is_stop.any(axis=1)
-    lengths = np.where(stopped, is_stop.argmax(axis=1), tokens.shape[1])
+    stops = frozenset(stop_ids)
+    rows = np.asarray(tokens).tolist()
+    ends = [
+        next((i for i, token in enumerate(row) if token in stops), None) for row in rows
+    ]
     texts = tokenizer.batch_decode(
-        [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)],
+        [row[:end] for row, end in zip(rows, ends, strict=True)],
         skip_special_tokens=False,
         clean_up_tokenization_spaces=False,
     )
     return [
-        Completion(text, bool(ended))
-        for text, ended in zip(texts, stopped, strict=True)
+        Completion(text, stopped=end is not None)
+        for text, end in zip(texts, ends, strict=True)
     ]
 
 

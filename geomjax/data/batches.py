@@ -19,7 +19,7 @@ class PromptBatch(NamedTuple):
     tokens: Int32[Array | np.ndarray, "B P"]
     positions: Int32[Array | np.ndarray, "B P"]
     segment_ids: Int32[Array | np.ndarray, "B P"]
-    index: Int32[Array | np.ndarray, "B"]
+    index: Int32[Array | np.ndarray, "B"]  # type: ignore[assignment] # hides a method
 
 
 def longest(token_ids: Sequence[Int32[np.ndarray, "_"]]) -> int:

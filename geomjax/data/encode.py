@@ -1,7 +1,7 @@
 """Prompts to token ids, once: what is sampled from is what is trained on."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 from jaxtyping import Int32
@@ -106,8 +106,9 @@ def _encode(
 def _render(messages: tuple[Message, ...], tokenizer: PreTrainedTokenizerFast) -> str:
     if tokenizer.chat_template is None:
         raise ValueError("is a conversation, but the tokenizer has no chat template")
-    return tokenizer.apply_chat_template(
+    text = tokenizer.apply_chat_template(
         [message._asdict() for message in messages],
         add_generation_prompt=True,
         tokenize=False,
     )
+    return cast(str, text)  # Of its many return types, that of tokenize=False.

@@ -56,7 +56,7 @@ def split_examples(
             "of prompts (such as 500), none negative"
         )
     places = {example.prompt: _hash(example.prompt, seed) for example in examples}
-    if isinstance(test, int):
+    if isinstance(test, int) and isinstance(validation, int):
         ends = _ends_by_rank(sorted(places.values()), test, test + validation)
     else:
         ends = tuple(int(end * 2**_HASH_BITS) for end in (test, test + validation))

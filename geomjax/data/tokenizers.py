@@ -132,7 +132,7 @@ def _own_code_message(source: str | Path, config: dict[str, Any]) -> str:
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: is not JSON, perhaps truncated: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path}: holds a {type(value).__name__}, expected an object")

@@ -1,6 +1,8 @@
 import json
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from geomjax.data.prompts import Example, Message, count_duplicates, read_prompts
 
@@ -119,3 +121,45 @@ def test_problems_are_collected_up_to_a_limit(tmp_path):
     assert message.count("has no `prompt`") == 10
     assert "line 1:" in message
     assert "line 10:" in message
+
+
+text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(text, st.none() | text), min_size=1), st.booleans())
+def test_what_json_writes_is_read_back(tmp_path, pairs, ascii_only):
+    path = write(
+        tmp_path / "p.jsonl",
+        *(
+            json.dumps({"prompt": p, "answer": a}, ensure_ascii=ascii_only).encode()
+            for p, a in pairs
+        ),
+    )
+    assert read_prompts(path) == [
+        Example(p, a, line) for line, (p, a) in enumerate(pairs, start=1)
+    ]
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.binary()
+    | st.recursive(
+        st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
+        lambda inner: (
+            st.lists(inner)
+            | st.dictionaries(st.sampled_from(["prompt", "answer", "role"]), inner)
+        ),
+    ).map(lambda value: json.dumps(value).encode())
+)
+def test_any_other_bytes_are_a_value_error(tmp_path, content):
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(content)
+    try:
+        outcome = read_prompts(path)
+    except ValueError as error:
+        outcome = str(error)
+    if isinstance(outcome, str):
+        assert "p.jsonl" in outcome
+    else:
+        assert all(example.prompt for example in outcome)
