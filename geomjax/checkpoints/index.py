@@ -2,10 +2,13 @@
 
 import json
 from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from geomjax.checkpoints.errors import CheckpointError
+
+T = TypeVar("T")
 
 
 def read_index(path: Path) -> dict[str, Path]:
@@ -43,6 +46,55 @@ def read_index(path: Path) -> dict[str, Path]:
     if problems:
         raise CheckpointError(path, problems)
     return {name: files[str(value)] for name, value in weight_map.items()}
+
+
+def open_shards(
+    index: Path, open_shard: Callable[[Path], Mapping[str, T]]
+) -> dict[str, T]:
+    """Opens every shard of an index, and holds what they contain against it.
+
+    Args:
+        index: the index file.
+        open_shard: the tensors of one file, by name.
+
+    Returns:
+        The tensors of all shards, in the index's order.
+
+    Raises:
+        CheckpointError: everything wrong with the index and its shards, repeated names
+            and disagreements between them included.
+    """
+    expected = read_index(index)
+    problems: list[str] = []
+    found: dict[str, tuple[Path, T]] = {}
+    for shard in dict.fromkeys(expected.values()):
+        try:
+            tensors = open_shard(shard)
+        except CheckpointError as error:
+            problems += [f"{shard.name}: {problem}" for problem in error.problems]
+            # Its tensors are accounted for by the shard's own problem.
+            expected = {n: place for n, place in expected.items() if place != shard}
+            continue
+        for name, tensor in tensors.items():
+            if name in found:
+                first = found[name][0].name
+                problems.append(f"{name!r}: both in {first} and in {shard.name}")
+            elif name not in expected:
+                problems.append(f"{name!r}: in {shard.name}, but not in the index")
+            elif expected[name] != shard:
+                problems.append(
+                    f"{name!r}: in {shard.name}, but the index places it in "
+                    f"{expected[name].name}"
+                )
+            found.setdefault(name, (shard, tensor))
+    problems += [
+        f"{name!r}: the index places it in {shard.name}, which does not hold it"
+        for name, shard in expected.items()
+        if name not in found
+    ]
+    if problems:
+        raise CheckpointError(index, problems)
+    return {name: found[name][1] for name in expected}
 
 
 def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -42,23 +42,31 @@ class MappedFile:
         self._check(offset, nbytes)
         return self._map[offset : offset + nbytes]
 
-    def array(self, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    def array(
+        self,
+        offset: int,
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+        strides: tuple[int, ...] | None = None,
+    ) -> np.ndarray:
         """A read-only view of the bytes at `offset` as an array.
 
         Args:
             offset: first byte, from the start of the file.
-            shape: shape of the array, in C order.
+            shape: shape of the array.
             dtype: its dtype; the bytes are little-endian.
+            strides: non-negative steps in elements; those of C order by default.
 
         Returns:
             A view, or a copy where `offset` is not aligned for `dtype` (no program
-            that writes checkpoints leaves weights so, but the format permits it).
+            that writes checkpoints leaves weights so, but the formats permit it).
 
         Raises:
             CheckpointError: the array would run past the file.
         """
-        self._check(offset, math.prod(shape) * dtype.itemsize)
-        view = np.ndarray(shape, dtype, buffer=self._map, offset=offset)
+        self._check(offset, span_bytes(shape, dtype, strides))
+        steps = None if strides is None else [dtype.itemsize * s for s in strides]
+        view = np.ndarray(shape, dtype, buffer=self._map, offset=offset, strides=steps)
         if view.flags.aligned:
             return view
         copy = view.copy()
@@ -90,3 +98,15 @@ class MappedFile:
         if option is not None and nbytes:
             start = offset - offset % mmap.PAGESIZE
             self._map.madvise(option, start, offset + nbytes - start)
+
+
+def span_bytes(
+    shape: tuple[int, ...], dtype: np.dtype, strides: tuple[int, ...] | None
+) -> int:
+    """Bytes from an array's first element to the end of its last one."""
+    if 0 in shape:
+        return 0
+    if strides is None:
+        return math.prod(shape) * dtype.itemsize
+    last = sum((dim - 1) * step for dim, step in zip(shape, strides, strict=True))
+    return (last + 1) * dtype.itemsize
