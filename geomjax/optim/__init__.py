@@ -11,13 +11,16 @@ from geomjax.optim.per_matrix import PerMatrixState, per_matrix
 from geomjax.optim.promotion import standard_promotion
 from geomjax.optim.roles import Role, Roles, map_with_roles
 from geomjax.optim.schedules import learning_rate_schedule
+from geomjax.optim.state_figures import AdamStateFigures, adam_state_figures
 
 __all__ = [
+    "AdamStateFigures",
     "CoordinateMaskState",
     "OptimizerSpec",
     "PerMatrixState",
     "Role",
     "Roles",
+    "adam_state_figures",
     "apply_updates",
     "build",
     "coordinate_mask",
