@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from geomjax.analysis.plots import style
-from geomjax.analysis.plots.inputs import require_some
+from geomjax.analysis.plots.inputs import as_number, require_some
 
 _THICKNESS = 0.8  # of the space between two runs, shared by their variants
 _TINTS = (1.0, 0.45, 0.22)  # opacity by variant
@@ -27,7 +27,7 @@ class BarPanel(NamedTuple):
     Attributes:
       title: The quantity and its unit.
       values: By variant (`stored` and `master`, or two masks; a single one may be named
-        ""), then by run. A run that is missing or not finite is marked n/a.
+        ""), then by run. A run that is missing, None or not finite is marked n/a.
       chance: The chance level by variant, if there is one: a number for all runs, or a
         number a run.
       half_widths: Half widths of confidence intervals, keyed as `values`, if known.
@@ -36,11 +36,27 @@ class BarPanel(NamedTuple):
     """
 
     title: str
-    values: Mapping[str, Mapping[str, float]]
+    values: Mapping[str, Mapping[str, float | None]]
     chance: Mapping[str, float | Mapping[str, float]] | None = None
-    half_widths: Mapping[str, Mapping[str, float]] | None = None
+    half_widths: Mapping[str, Mapping[str, float | None]] | None = None
     log: bool = False
     percent: bool = False
+
+
+class _Bar(NamedTuple):
+    """A bar before it is drawn; NaN where there is no value, interval or chance."""
+
+    run: int
+    variant: int
+    value: float
+    half_width: float
+    chance: float
+    color: str
+
+    def reach(self) -> float:
+        """Where the label may begin: right of the bar, its interval and its chance."""
+        parts = (self.value + max(self.half_width, 0.0), self.value, self.chance)
+        return max((p for p in parts if math.isfinite(p)), default=math.nan)
 
 
 @style.styled
@@ -111,14 +127,33 @@ def _check(panel: BarPanel) -> None:
                 f"panel {panel.title!r} has chance levels or half widths for "
                 f"{sorted(unknown)}, expected variants among {list(panel.values)}"
             )
-    if panel.log:
-        for variant, by_run in panel.values.items():
-            negative = [run for run, value in by_run.items() if value < 0]
-            if negative:
+
+
+def _bars(
+    panel: BarPanel, runs: Sequence[str], looks: Mapping[str, style.SeriesStyle]
+) -> list[_Bar]:
+    bars = []
+    for v, (variant, by_run) in enumerate(panel.values.items()):
+        halves = (panel.half_widths or {}).get(variant, {})
+        level = (panel.chance or {}).get(variant)
+        for r, run in enumerate(runs):
+            bar = _Bar(
+                run=r,
+                variant=v,
+                value=as_number(by_run.get(run)),
+                half_width=as_number(halves.get(run)),
+                chance=as_number(
+                    level.get(run) if isinstance(level, Mapping) else level
+                ),
+                color=looks[run].color,
+            )
+            if panel.log and bar.value < 0:
                 raise ValueError(
-                    f"panel {panel.title!r}, {variant!r} is negative for {negative}, "
-                    "expected none on a logarithmic axis; use log=False"
+                    f"panel {panel.title!r} holds {bar.value} for {run!r}, expected "
+                    "nothing below zero on a logarithmic axis; use log=False"
                 )
+            bars.append(bar)
+    return bars
 
 
 def _draw(
@@ -128,62 +163,48 @@ def _draw(
     looks: Mapping[str, style.SeriesStyle],
     named: bool,
 ) -> None:
-    thickness = _THICKNESS / len(panel.values)
+    bars = _bars(panel, runs, looks)
     if panel.log:
         ax.set_xscale("log")
-    left = _set_limits(ax, panel)
-    for v, (variant, by_run) in enumerate(panel.values.items()):
-        for i, run in enumerate(runs):
-            y = i - _THICKNESS / 2 + (v + 0.5) * thickness
-            value = by_run.get(run, math.nan)
-            _bar(ax, panel, variant, run, value, y, thickness, looks[run], v, left)
+    left = _set_limits(ax, panel, bars)
+    thickness = _THICKNESS / len(panel.values)
+    for bar in bars:
+        _draw_bar(ax, panel, bar, thickness, left)
     ax.set_ylim(len(runs) - 0.5, -0.5)
-    ax.set_yticks(range(len(runs)), runs if named else [""] * len(runs))
+    ax.set_yticks(range(len(runs)), [style.shorten(r) if named else "" for r in runs])
     ax.tick_params(axis="y", length=0)
     ax.set_title(panel.title)
     ax.grid(visible=False)  # every bar carries its value
 
 
-def _bar(
-    ax: Axes,
-    panel: BarPanel,
-    variant: str,
-    run: str,
-    value: float,
-    y: float,
-    thickness: float,
-    look: style.SeriesStyle,
-    index: int,
-    left: float,
+def _draw_bar(
+    ax: Axes, panel: BarPanel, bar: _Bar, thickness: float, left: float
 ) -> None:
-    if math.isfinite(value) and not (panel.log and value == 0):
+    y = bar.run - _THICKNESS / 2 + (bar.variant + 0.5) * thickness
+    known = math.isfinite(bar.value)
+    if known and not (panel.log and bar.value == 0):
         ax.barh(
             y,
-            value - left,
+            bar.value - left,
             0.92 * thickness,
             left=left,
-            color=look.color,
-            alpha=_TINTS[index],
-            hatch=_HATCHES[index],
-            edgecolor=look.color,
+            color=bar.color,
+            alpha=_TINTS[bar.variant],
+            hatch=_HATCHES[bar.variant],
+            edgecolor=bar.color,
             linewidth=0.0,
         )
-    reach = value if math.isfinite(value) else left
-    half = (panel.half_widths or {}).get(variant, {}).get(run, math.nan)
-    if math.isfinite(half) and math.isfinite(value):
-        ax.errorbar(value, y, xerr=half, color=style.INK, linewidth=1.0, capsize=2)
-        reach += half
-    level = (panel.chance or {}).get(variant, math.nan)
-    if not isinstance(level, (int, float)):
-        level = level.get(run, math.nan)
-    if math.isfinite(level):
+    if known and math.isfinite(bar.half_width):
+        ax.errorbar(
+            bar.value, y, xerr=bar.half_width, color=style.INK, linewidth=1.0, capsize=2
+        )
+    if math.isfinite(bar.chance):
         edges = (y - 0.5 * thickness, y + 0.5 * thickness)
-        ax.plot([level, level], edges, **_CHANCE_LINE)
-        reach = max(reach, level)
-    known = math.isfinite(value)
+        ax.plot([bar.chance, bar.chance], edges, **_CHANCE_LINE)
+    reach = bar.reach()
     ax.annotate(
-        style.format_value(value, panel.percent, padded=True) if known else "n/a",
-        xy=(max(reach, left), y),
+        style.format_value(bar.value, panel.percent, padded=True) if known else "n/a",
+        xy=(max(reach, left) if math.isfinite(reach) else left, y),
         xytext=(3, 0),
         textcoords="offset points",
         va="center",
@@ -191,32 +212,27 @@ def _bar(
     )
 
 
-def _set_limits(ax: Axes, panel: BarPanel) -> float:
+def _set_limits(ax: Axes, panel: BarPanel, bars: Sequence[_Bar]) -> float:
     """Sets x limits with room for the labels, and returns where the bars begin."""
-    values = [v for by_run in panel.values.values() for v in by_run.values()]
-    levels: list[float] = []
-    for level in (panel.chance or {}).values():
-        levels += [level] if isinstance(level, (int, float)) else level.values()
-    for variant, by_run in (panel.half_widths or {}).items():
-        levels += [panel.values[variant][r] + h for r, h in by_run.items()]
-    shown = np.array([v for v in (*values, *levels) if math.isfinite(v)])
+    ends = np.array([end for bar in bars for end in (bar.value, bar.reach())])
+    ends = ends[np.isfinite(ends)]
     if panel.log:
-        shown = shown[shown > 0]
-        if len(shown) == 0:
-            shown = np.ones(1)
-        low = 10.0 ** math.floor(math.log10(shown.min()) - 0.15)
-        span = max(math.log10(shown.max() / low), 0.5)
-        ax.set_xlim(low, low * 10.0 ** (1.6 * span))
-        style.log_axis(ax.xaxis, low, low * 10.0 ** (1.6 * span), panel.percent)
+        ends = ends[ends > 0] if np.any(ends > 0) else np.ones(1)
+        low = 10.0 ** math.floor(math.log10(ends.min()) - 0.15)
+        span = max(math.log10(ends.max() / low), 0.5)
+        high = low * 10.0 ** (1.6 * span)
+        ax.set_xlim(low, high)
+        style.log_axis(ax.xaxis, low, high, panel.percent)
         ax.xaxis.get_major_locator().set_params(numticks=3)
         ax.xaxis.set_minor_locator(NullLocator())
         return low
-    high = max(shown.max(initial=0.0), 0.0)
-    low = min(shown.min(initial=0.0), 0.0)
+    high = max(ends.max(initial=0.0), 0.0)
+    low = min(ends.min(initial=0.0), 0.0)
     span = (high - low) or 1.0
-    ax.set_xlim(low - (0.35 * span if low < 0 else 0.0), high + 0.6 * span)
-    if panel.percent:
-        style.percent_axis(ax.xaxis)
+    ax.set_xlim(low - (0.1 * span if low < 0 else 0.0), high + 0.6 * span)
+    ax.xaxis.set_major_formatter(
+        FuncFormatter(lambda tick, _: style.format_value(tick, panel.percent))
+    )
     ax.locator_params(axis="x", nbins=2)
     return 0.0
 

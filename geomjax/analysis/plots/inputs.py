@@ -1,5 +1,6 @@
 """Checks shared by the plotting functions: clear errors before anything is drawn."""
 
+import math
 from collections.abc import Mapping, Sized
 from typing import NamedTuple
 
@@ -23,6 +24,11 @@ def require_some(name: str, items: Sized) -> None:
     """Raises ValueError if a collection is empty."""
     if len(items) == 0:
         raise ValueError(f"{name} is empty, expected at least one entry to draw")
+
+
+def as_number(value: float | None) -> float:
+    """The value as a float; None, as in JSON, is NaN: not measured."""
+    return math.nan if value is None else float(value)
 
 
 def check_curve(name: str, curve: Curve, positive: bool = False) -> Curve:

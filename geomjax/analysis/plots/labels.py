@@ -18,6 +18,7 @@ class EndLabel(NamedTuple):
     text: str
     y: float
     color: str
+    dash: str
 
 
 def spread(
@@ -58,20 +59,20 @@ def spread(
 
 
 def label_ends(fig: Figure, ax: Axes, labels: list[EndLabel]) -> None:
-    """Writes the labels right of the axes, with a thin line where one had to move.
+    """Writes the labels right of the axes, each led to by a piece of its curve's line.
 
     Fixes the layout of the figure: call it last, with the limits of `ax` settled.
     """
     # The longest names decide how much room the layout keeps; their heights do not.
     texts = [
         ax.annotate(
-            label.text,
+            style.shorten(label.text),
             xy=(1.0, 0.5),
             xycoords="axes fraction",
-            xytext=(1.03, 0.5),
+            xytext=(1.045, 0.5),
             textcoords="axes fraction",
             va="center",
-            color=label.color,
+            color=style.INK,
             annotation_clip=False,
         )
         for label in labels
@@ -89,13 +90,14 @@ def label_ends(fig: Figure, ax: Axes, labels: list[EndLabel]) -> None:
     for text, label, start, y in zip(texts, labels, wanted, placed, strict=True):
         text.set_y(y)
         ax.plot(
-            [1.0, 1.025],
+            [1.0, 1.035],
             [start, y],
             transform=ax.transAxes,
             color=label.color,
-            linewidth=0.8,
+            linestyle=label.dash if label.dash == "-" else (0, (2, 1)),
+            linewidth=1.4,
             clip_on=False,
             scalex=False,
             scaley=False,
-            gid="leader",
+            label="_leader",
         )

@@ -17,6 +17,9 @@ MOST_END_LABELS = 10
 """With more curves than this, a legend above takes the place of labels at the ends."""
 
 
+_DENSE_POINTS = 150  # more of them, and a thick line smears its own noise
+
+
 class Reference(NamedTuple):
     """A dashed line to compare with.
 
@@ -77,10 +80,11 @@ def draw_panel(
             color=look.color,
             linestyle=look.dash,
             marker=marker,
+            linewidth=1.1 if len(curve.x) > _DENSE_POINTS else None,
             label=name,
         )
         last = edges.mean[np.isfinite(edges.mean)][-1]
-        ends.append(EndLabel(name, float(last), look.color))
+        ends.append(EndLabel(name, float(last), look.color, look.dash))
     ax.set_ylabel(panel.y_label)
     if panel.title is not None:
         ax.set_title(panel.title)
@@ -103,7 +107,7 @@ def _draw_reference(
                 "finite number, above zero on a logarithmic axis"
             )
         ax.axhline(reference.level, label=reference.label, **line)
-        return EndLabel(reference.label, float(reference.level), look.color)
+        return EndLabel(reference.label, float(reference.level), look.color, look.dash)
     curves = check_curves("references", {reference.label: reference.level}, y_log)
     curve = curves[reference.label]
     edges = band_over_repeats(curve.values, band)
@@ -113,7 +117,7 @@ def _draw_reference(
         )
     ax.plot(curve.x, edges.mean, label=reference.label, **line)
     last = edges.mean[np.isfinite(edges.mean)][-1]
-    return EndLabel(reference.label, float(last), look.color)
+    return EndLabel(reference.label, float(last), look.color, look.dash)
 
 
 @style.styled
@@ -186,6 +190,7 @@ def line_figure(
         for ax, _ in drawn:
             for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
                 handles.setdefault(label, handle)
-        style.legend_above(fig, handles, title)
+        last = sorted(handles, key=lambda label: label not in names)  # references last
+        style.legend_above(fig, {label: handles[label] for label in last}, title)
     style.settle(fig)
     return fig

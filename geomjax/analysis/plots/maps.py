@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from geomjax.analysis.plots import style
-from geomjax.analysis.plots.inputs import require_some
+from geomjax.analysis.plots.inputs import as_number, require_some
 
 MODULE_ORDER = (
     "q_proj",
@@ -40,7 +40,7 @@ def order_modules(modules: Sequence[str]) -> list[str]:
 
 @style.styled
 def layer_module_map(
-    values: Mapping[tuple[int | None, str], float],
+    values: Mapping[tuple[int | None, str], float | None],
     *,
     label: str,
     percent: bool = False,
@@ -56,7 +56,7 @@ def layer_module_map(
 
     Args:
       values: By (layer, module), with layer None for tensors outside the blocks; NaN
-        counts as missing.
+        and None count as missing.
       label: The quantity and its unit, for the colour bar.
       percent: Whether values are fractions, to be labelled in percent.
       log: Whether colours follow the logarithm; zeros then count as the least value.
@@ -72,6 +72,7 @@ def layer_module_map(
         limits that do not increase.
     """
     require_some("values", values)
+    values = {key: as_number(value) for key, value in values.items()}
     layers = sorted({layer for layer, _ in values if layer is not None})
     columns = _columns(values, layers)
     norm = _colour_scale(np.array(list(values.values()), np.float64), log, limits)
@@ -97,19 +98,13 @@ def layer_module_map(
 
 
 def _colour_bar(ax: Axes, norm: colors.Normalize, label: str, percent: bool) -> None:
-    # Drawn as cells, not as an embedded image, so that the SVG stays all vectors.
+    # Strips that each reach to the end, one over another: vectors without seams.
     edges = np.linspace(0.0, 1.0, 129)
-    ax.pcolormesh(
-        norm.inverse(edges),
-        [0.0, 1.0],
-        (edges[None, :-1] + edges[None, 1:]) / 2,
-        cmap=style.SEQUENTIAL_MAP,
-        vmin=0.0,
-        vmax=1.0,
-        antialiased=False,
-        edgecolors="face",
-        linewidth=0.2,
-    )
+    end = norm.vmax
+    for low, high in zip(edges, edges[1:], strict=False):
+        start = float(norm.inverse(low))
+        face = colormaps[style.SEQUENTIAL_MAP]((low + high) / 2)
+        ax.add_patch(Rectangle((start, 0), end - start, 1, facecolor=face, lw=0))
     if isinstance(norm, colors.LogNorm):
         ax.set_xscale("log")
         style.log_axis(ax.xaxis, norm.vmin, norm.vmax, percent)
@@ -189,7 +184,7 @@ def _cell(
                 edgecolor=style.GRID,
                 hatch="////",
                 linewidth=0.0,
-                gid="missing",
+                label="_missing",
             )
         )
         return

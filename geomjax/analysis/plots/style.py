@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, ParamSpec
 
 import matplotlib
+import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -28,8 +29,9 @@ PAPER = "#fefefe"
 
 # Okabe and Ito's palette, which readers with any colour blindness tell apart, without
 # black (the ink) and yellow (too faint on white). Both themes carry these seven.
+BLUE = "#0072b2"  # dark enough on paper; a page may lighten it for its dark theme
 CATEGORIES = (
-    "#0072b2",  # blue
+    BLUE,
     "#d55e00",  # vermilion
     "#009e73",  # bluish green
     "#cc79a7",  # reddish purple
@@ -69,6 +71,7 @@ _RC = {
     "legend.facecolor": "none",
     "legend.fontsize": TEXT_PT,
     "legend.framealpha": 0.0,
+    "legend.handlelength": 2.6,
     "legend.labelcolor": INK,
     "lines.linewidth": 1.8,
     "lines.markersize": 3.8,
@@ -185,6 +188,7 @@ def new_figure(height_in: float, width_in: float = WIDTH_IN) -> Figure:
 
 def settle(fig: Figure) -> None:
     """Computes the layout once and keeps it, so that each save gives equal bytes."""
+    fig.align_ylabels()
     fig.draw_without_rendering()
     fig.set_layout_engine("none")
 
@@ -197,18 +201,35 @@ def set_title(fig: Figure, title: str | None) -> None:
 
 def legend_above(fig: Figure, handles: Mapping[str, Artist], title: str | None) -> None:
     """Puts a legend, and an optional title over it, above all axes."""
-    longest = max(len(label) for label in handles)
+    labels = [shorten(label) for label in handles]
     legend = fig.legend(
         list(handles.values()),
-        list(handles),
+        labels,
         loc="outside upper left",
-        ncols=max(1, min(len(handles), 84 // (longest + 7))),
+        ncols=_legend_columns(labels),
         alignment="left",
         borderpad=0.1,
         columnspacing=1.4,
         title=title,
     )
     legend.get_title().set(fontsize=TITLE_PT, fontweight="bold", color=INK)
+
+
+def _legend_columns(labels: Sequence[str]) -> int:
+    """The most columns, filled top to bottom, that the figure's width holds."""
+    for columns in range(len(labels), 1, -1):
+        widest = [max(map(len, c)) for c in np.array_split(np.array(labels), columns)]
+        if sum(widest) + 8 * columns <= 92:  # in characters; 8 for line and gap
+            return columns
+    return 1
+
+
+def shorten(name: str, limit: int = 34) -> str:
+    """Cuts the middle out of a name that would push the axes off the figure."""
+    if len(name) <= limit:
+        return name
+    head = (limit - 1) // 2
+    return f"{name[:head]}…{name[head + 1 - limit :]}"
 
 
 def format_value(value: float, percent: bool = False, padded: bool = False) -> str:
@@ -228,6 +249,7 @@ def format_value(value: float, percent: bool = False, padded: bool = False) -> s
     else:
         padded = padded and abs(scaled) >= 1.0
         text = f"{scaled:#.3g}".rstrip(".") if padded else f"{scaled:.3g}"
+    text = text.replace("-", "\u2212", 1) if text.startswith("-") else text
     return f"{text}\u2009%" if percent else text
 
 

@@ -11,6 +11,7 @@ THEME_VARIABLES = {
     style.MUTED: "--muted",
     style.GRID: "--grid",
     style.PAPER: "--paper",
+    style.BLUE: "--blue",
 }
 
 
@@ -18,7 +19,7 @@ def inline_svg(document: str, prefix: str, label: str) -> str:
     """Turns an SVG document of `plots.figure_svg` into an element of an HTML page.
 
     Prolog, comments, metadata and namespaces are dropped, ids get a prefix so that
-    figures do not meet, and the neutral colours become variables of the page's theme.
+    figures do not meet, and the colours of `THEME_VARIABLES` follow the page's theme.
 
     Args:
       document: A standalone SVG document as matplotlib writes it.
