@@ -27,9 +27,9 @@ def test_decode_gives_the_text_back(text):
 
 
 def test_every_character_is_a_token():
-    alphabet = "a \n\té漢\U0001d7d9'."
+    alphabet = "a \n\té漢\U0001d7d9'.,?s"
     tokenizer = character_tokenizer(alphabet, pad="<pad>", eos="<eos>")
-    text = " a.\n\n漢\té\U0001d7d9 'a  "
+    text = " a.\n\n漢\té\U0001d7d9 'a . , ? 's  "
     ids = tokenizer.encode(text)
     assert len(ids) == len(text)
     assert tokenizer.unk_token_id not in ids

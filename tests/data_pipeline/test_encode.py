@@ -64,6 +64,13 @@ def test_conversation_ends_where_the_reply_begins():
     assert texts(encoded, tokenizer) == ["<bos>s:0;u:1+1;a:"]
 
 
+def test_nothing_is_added_to_what_the_template_renders():
+    tokenizer = with_bos_and_eos()
+    tokenizer.chat_template = TEMPLATE.replace("{{ bos_token }}", "")
+    encoded = encode_prompts([Example(CHAT, None, 1)], tokenizer, 20)
+    assert texts(encoded, tokenizer) == ["s:0;u:1+1;a:"]
+
+
 def test_conversation_without_a_template():
     examples = [Example("1", None, 1), Example(CHAT, None, 2), Example(CHAT, None, 5)]
     with pytest.raises(ValueError, match="line 2: .*no chat template") as error:

@@ -1,9 +1,10 @@
 import pytest
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from geomjax.data.same_tokenizer import require_same_tokenizer
+from geomjax.data.tokenizers import load_tokenizer
 
 VOCABULARY = ["a", "b", "c", "ab", "bc", "<eos>"]
 MERGES = [("a", "b"), ("b", "c")]
@@ -34,6 +35,19 @@ def test_equal_tokenizers_pass():
 def test_saved_and_loaded_passes(tmp_path):
     build().save_pretrained(tmp_path)
     require_same_tokenizer(build(), PreTrainedTokenizerFast.from_pretrained(tmp_path))
+
+
+def test_a_class_of_its_own_and_the_general_one_pass(tmp_path):
+    # An exported student may come back as either, whatever the teacher's files say.
+    vocabulary = {token: i for i, token in enumerate(VOCABULARY)}
+    qwen = Qwen2Tokenizer(vocab=vocabulary, merges=MERGES)
+    qwen.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
+    loaded = load_tokenizer(tmp_path)
+    general = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert type(loaded) is not type(general)
+    require_same_tokenizer(qwen, loaded)
+    require_same_tokenizer(qwen, general)
 
 
 def test_roles_and_chat_templates_may_differ():
