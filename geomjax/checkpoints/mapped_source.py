@@ -31,6 +31,24 @@ class MappedTensor(NamedTuple):
     dtype: np.dtype | str
     strides: tuple[int, ...] | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the file from the first element to the end of the last one."""
+        return span_bytes(self.shape, np.dtype(self.dtype), self.strides)
+
+    def read(self) -> np.ndarray:
+        """The tensor as a read-only view of the file."""
+        dtype = np.dtype(self.dtype)
+        return self.file.array(self.offset, self.shape, dtype, self.strides)
+
+    def prefetch(self) -> None:
+        """Asks the kernel to read it in the background."""
+        self.file.prefetch(self.offset, self.nbytes)
+
+    def release(self) -> None:
+        """Drops its pages from memory."""
+        self.file.release(self.offset, self.nbytes)
+
 
 class MappedSource:
     """The floating-point tensors of memory-mapped files, read without a copy.
@@ -88,18 +106,15 @@ class MappedSource:
 
     def read(self, key: str) -> np.ndarray:
         """The tensor `key` as a read-only view of the file, in its storage dtype."""
-        file, offset, shape, dtype, strides = self._locate(key)
-        return file.array(offset, shape, np.dtype(dtype), strides)
+        return self._locate(key).read()
 
     def prefetch(self, key: str) -> None:
         """Asks the kernel to read `key` from disk in the background."""
-        tensor = self._locate(key)
-        tensor.file.prefetch(tensor.offset, _span(tensor))
+        self._locate(key).prefetch()
 
     def release(self, key: str) -> None:
         """Drops the pages of `key`; arrays of it stay valid and would be read again."""
-        tensor = self._locate(key)
-        tensor.file.release(tensor.offset, _span(tensor))
+        self._locate(key).release()
 
     def _locate(self, key: str) -> MappedTensor:
         try:
@@ -107,8 +122,3 @@ class MappedSource:
         except KeyError:
             reason = self.left_out[key] if key in self.left_out else "no such tensor"
             raise KeyError(f"{self.path}: {key!r}: {reason}") from None
-
-
-def _span(tensor: MappedTensor) -> int:
-    """Bytes of the file that the elements lie in."""
-    return span_bytes(tensor.shape, np.dtype(tensor.dtype), tensor.strides)
