@@ -6,6 +6,14 @@ from geomjax.optim.coordinate_mask import CoordinateMaskState, coordinate_mask
 from geomjax.optim.freeze import freeze, frozen_paths
 from geomjax.optim.lamb import lamb
 from geomjax.optim.make import decay_mask, make
+from geomjax.optim.mask_file import load_mask, read_provenance, save_mask
+from geomjax.optim.mask_select import (
+    TopFraction,
+    matched_random_mask,
+    random_mask,
+    threshold_mask,
+    top_fraction_mask,
+)
 from geomjax.optim.muon import muon
 from geomjax.optim.per_matrix import PerMatrixState, per_matrix
 from geomjax.optim.promotion import standard_promotion
@@ -20,6 +28,7 @@ __all__ = [
     "PerMatrixState",
     "Role",
     "Roles",
+    "TopFraction",
     "adam_state_figures",
     "apply_updates",
     "build",
@@ -29,9 +38,16 @@ __all__ = [
     "frozen_paths",
     "lamb",
     "learning_rate_schedule",
+    "load_mask",
     "make",
     "map_with_roles",
+    "matched_random_mask",
     "muon",
     "per_matrix",
+    "random_mask",
+    "read_provenance",
+    "save_mask",
     "standard_promotion",
+    "threshold_mask",
+    "top_fraction_mask",
 ]
