@@ -15,9 +15,9 @@ NULL_LABEL = "Gaussian null"
 
 
 def principal_angle_curves(
-    sides: Mapping[str, Mapping[str, Float[np.ndarray, "S k"]]],
+    sides: Mapping[str, Mapping[str, Float[np.ndarray, "..."]]],
     *,
-    null: Mapping[str, Float[np.ndarray, "S k"]] | None = None,
+    null: Mapping[str, Float[np.ndarray, "..."]] | None = None,
     y_log: bool = True,
     band: BandKind = "range",
     title: str | None = None,

@@ -1,8 +1,9 @@
 """Bar panels: several quantities side by side, a bar a run."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, SupportsFloat
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -36,9 +37,9 @@ class BarPanel(NamedTuple):
     """
 
     title: str
-    values: Mapping[str, Mapping[str, float | None]]
-    chance: Mapping[str, float | Mapping[str, float]] | None = None
-    half_widths: Mapping[str, Mapping[str, float | None]] | None = None
+    values: Mapping[str, Mapping[str, SupportsFloat | None]]
+    chance: Mapping[str, SupportsFloat | Mapping[str, SupportsFloat]] | None = None
+    half_widths: Mapping[str, Mapping[str, SupportsFloat | None]] | None = None
     log: bool = False
     percent: bool = False
 
@@ -105,6 +106,7 @@ def bar_panels(
         ax.set_axis_off()
     for index, (ax, panel) in enumerate(zip(grid.flat, panels, strict=False)):
         _draw(ax, panel, runs, looks, named=index % columns == 0)
+        ax.set_title(textwrap.fill(panel.title, 68 // columns))
     if keyed:
         style.legend_above(fig, _key(panels), title)
     else:
@@ -173,7 +175,6 @@ def _draw(
     ax.set_ylim(len(runs) - 0.5, -0.5)
     ax.set_yticks(range(len(runs)), [style.shorten(r) if named else "" for r in runs])
     ax.tick_params(axis="y", length=0)
-    ax.set_title(panel.title)
     ax.grid(visible=False)  # every bar carries its value
 
 

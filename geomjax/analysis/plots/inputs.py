@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sized
-from typing import NamedTuple
+from typing import NamedTuple, SupportsFloat
 
 import numpy as np
 
@@ -26,7 +26,7 @@ def require_some(name: str, items: Sized) -> None:
         raise ValueError(f"{name} is empty, expected at least one entry to draw")
 
 
-def as_number(value: float | None) -> float:
+def as_number(value: SupportsFloat | None) -> float:
     """The value as a float; None, as in JSON, is NaN: not measured."""
     return math.nan if value is None else float(value)
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import SupportsFloat
 
 import numpy as np
 from matplotlib import colormaps, colors
@@ -40,7 +41,7 @@ def order_modules(modules: Sequence[str]) -> list[str]:
 
 @style.styled
 def layer_module_map(
-    values: Mapping[tuple[int | None, str], float | None],
+    values: Mapping[tuple[int | None, str], SupportsFloat | None],
     *,
     label: str,
     percent: bool = False,
@@ -72,23 +73,23 @@ def layer_module_map(
         limits that do not increase.
     """
     require_some("values", values)
-    values = {key: as_number(value) for key, value in values.items()}
-    layers = sorted({layer for layer, _ in values if layer is not None})
-    columns = _columns(values, layers)
-    norm = _colour_scale(np.array(list(values.values()), np.float64), log, limits)
+    numbers = {key: as_number(value) for key, value in values.items()}
+    layers = sorted({layer for layer, _ in numbers if layer is not None})
+    columns = _columns(numbers, layers)
+    norm = _colour_scale(np.array(list(numbers.values())), log, limits)
     rows = max(len(layers), 1)
     row_in = 0.24 if rows <= _ROWS_LABELLED else max(0.1, 0.24 * _ROWS_LABELLED / rows)
     map_in = max(rows, 2) * row_in
     fig = style.new_figure(1.2 + map_in + (0.3 if title else 0.0))
     style.set_title(fig, title)
     ax, bar_ax = fig.subplots(2, 1, height_ratios=(map_in, 0.12))
-    texts = {key: _cell_text(value, percent) for key, value in values.items()}
+    texts = {key: _cell_text(value, percent) for key, value in numbers.items()}
     room = _MAP_WIDTH_IN / len(columns) / _CHARACTER_IN
     if rows > _ROWS_LABELLED or max(map(len, texts.values())) > room:
         texts = dict.fromkeys(texts, "")
     for x, module, outside in columns:
         for r, layer in [(0, None)] if outside else enumerate(layers):
-            value = values.get((layer, module), math.nan)
+            value = numbers.get((layer, module), math.nan)
             text = texts.get((layer, module), "")
             _cell(ax, value, text, norm, x, r, rows if outside else 1)
     _frame(ax, columns, layers, rows)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import SupportsFloat
 
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
@@ -26,7 +27,7 @@ _LEAST_LABELLED = 0.07  # a narrower segment has no room for its number
 
 @style.styled
 def group_energy_shares(
-    shares: Mapping[str, Mapping[str, float]],
+    shares: Mapping[str, Mapping[str, SupportsFloat]],
     *,
     label: str = "share of ‖D‖²",
     title: str | None = None,
@@ -48,14 +49,18 @@ def group_energy_shares(
       ValueError: No run, an unknown group, a negative share, or a sum other than 1.
     """
     require_some("shares", shares)
-    for run, by_group in shares.items():
+    numbers = {
+        run: {group: float(share) for group, share in by_group.items()}
+        for run, by_group in shares.items()
+    }
+    for run, by_group in numbers.items():
         _check(run, by_group)
-    groups = [g for g in GROUP_COLORS if any(g in s for s in shares.values())]
+    groups = [g for g in GROUP_COLORS if any(g in s for s in numbers.values())]
     handles: dict[str, Artist] = {g: Patch(color=GROUP_COLORS[g]) for g in groups}
     fig = style.new_figure(1.15 + 0.36 * len(shares) + (0.3 if title else 0.0))
     style.legend_above(fig, handles, title)
     ax = fig.subplots()
-    for row, by_group in enumerate(shares.values()):
+    for row, by_group in enumerate(numbers.values()):
         left = 0.0
         for group in groups:
             share = by_group.get(group, 0.0)
@@ -91,15 +96,16 @@ def group_energy_shares(
     return fig
 
 
-def _check(run: str, by_group: Mapping[str, float]) -> None:
+def _check(run: str, by_group: dict[str, float]) -> None:
     unknown = sorted(set(by_group) - set(GROUP_COLORS))
     if unknown:
         raise ValueError(
             f"run {run!r} has groups {unknown}, expected some of {list(GROUP_COLORS)}"
         )
     total = math.fsum(by_group.values())
-    if not abs(total - 1.0) <= 1e-3 or min(by_group.values()) < 0.0:
+    least = min(by_group.values(), default=0.0)
+    if not abs(total - 1.0) <= 1e-3 or least < 0.0:
         raise ValueError(
-            f"run {run!r} has shares {dict(by_group)} with sum {total}, expected "
+            f"run {run!r} has shares {by_group} with sum {total}, expected "
             "non-negative fractions that sum to 1; divide by the total energy"
         )

@@ -15,10 +15,10 @@ NULL_LABEL = "Gaussian null"
 
 
 def singular_value_spectra(
-    updates: Mapping[str, Float[np.ndarray, "r"]],
+    updates: Mapping[str, Float[np.ndarray, "..."]],
     *,
-    source: Float[np.ndarray, "r"] | None = None,
-    null: Float[np.ndarray, "S r"] | None = None,
+    source: Float[np.ndarray, "..."] | None = None,
+    null: Float[np.ndarray, "..."] | None = None,
     title: str | None = None,
     styles: Mapping[str, SeriesStyle] | None = None,
 ) -> Figure:
