@@ -232,8 +232,12 @@ class _Machine:
                 raise _PickleError(f"{key!r}: named twice")
             table[key] = value
 
-    def name_global(self, pair: str) -> None:
-        self._push_global(pair.replace(" ", ".", 1))
+    def name_global(self, _: None) -> None:
+        # Read here: the reader of pickletools would resolve escapes, as no pickle does.
+        lines = [self._stream.readline() for _ in range(2)]
+        if not all(line.endswith(b"\n") for line in lines):
+            raise _PickleError("truncated pickle: a name has no end")
+        self._push_global(".".join(line[:-1].decode() for line in lines))
 
     def name_stacked_global(self, _: None) -> None:
         name, module = self._pop(), self._pop()
@@ -316,11 +320,12 @@ def _instructions() -> dict[bytes, tuple[Callable[[Any], Any] | None, Any]]:
         "BUILD": _Machine.build,
         "BINPERSID": _Machine.persistent,
     }
-    return {
+    table = {
         op.code.encode("latin-1"): (op.arg and op.arg.reader, actions[op.name])
         for op in pickletools.opcodes
         if op.name in actions
     }
+    return table | {b"c": (None, _Machine.name_global)}
 
 
 _INSTRUCTIONS = _instructions()
