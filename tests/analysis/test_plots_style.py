@@ -1,6 +1,9 @@
 """The common look: layout of labels, bands over seeds, saved bytes, isolation."""
 
+import os
 import re
+import subprocess
+import sys
 import threading
 import warnings
 
@@ -71,7 +74,9 @@ def test_band_kinds_and_missing_repeats():
     np.testing.assert_array_equal(band.high, [3, 4, np.nan])
     interval = band_over_repeats(values, "ci95")
     # t_{0.975, 1} = 12.7062, s = sqrt(2)
-    np.testing.assert_allclose(interval.high - interval.mean, [12.7062, *[np.nan] * 2], rtol=1e-6)
+    np.testing.assert_allclose(
+        interval.high - interval.mean, [12.7062, *[np.nan] * 2], rtol=1e-6
+    )
 
 
 def test_band_sentence_names_the_edges():
@@ -158,6 +163,19 @@ def test_figures_in_threads_equal_those_drawn_alone():
     for thread in threads:
         thread.join()
     assert found == alone
+
+
+def test_figures_need_neither_pyplot_nor_a_display():
+    code = """
+import sys
+import numpy as np
+from geomjax.analysis.plots import Curve, figure_png, figure_svg, learning_curves
+fig = learning_curves({"a": Curve(np.arange(2.0), np.ones((2, 2)))}, y_label="y")
+assert figure_png(fig) and figure_svg(fig)
+assert "matplotlib.pyplot" not in sys.modules
+"""
+    clean = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "MPLBACKEND")}
+    subprocess.run([sys.executable, "-c", code], check=True, env=clean)
 
 
 def test_names_are_text_and_no_formulas():

@@ -3,7 +3,7 @@
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, SupportsFloat
+from typing import Any, NamedTuple, SupportsFloat
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -19,7 +19,7 @@ from geomjax.analysis.plots.inputs import as_number, require_some
 _THICKNESS = 0.8  # of the space between two runs, shared by their variants
 _TINTS = (1.0, 0.45, 0.22)  # opacity by variant
 _HATCHES = ("", "", "////")
-_CHANCE_LINE = {"color": style.INK, "linestyle": "--", "linewidth": 1.4}
+_CHANCE_LINE: dict[str, Any] = {"color": style.INK, "linestyle": "--", "linewidth": 1.4}
 
 
 class BarPanel(NamedTuple):
@@ -223,8 +223,7 @@ def _set_limits(ax: Axes, panel: BarPanel, bars: Sequence[_Bar]) -> float:
         span = max(math.log10(ends.max() / low), 0.5)
         high = low * 10.0 ** (1.6 * span)
         ax.set_xlim(low, high)
-        style.log_axis(ax.xaxis, low, high, panel.percent)
-        ax.xaxis.get_major_locator().set_params(numticks=3)
+        style.log_axis(ax.xaxis, (low, high), panel.percent, most_ticks=3)
         ax.xaxis.set_minor_locator(NullLocator())
         return low
     high = max(ends.max(initial=0.0), 0.0)

@@ -1,7 +1,7 @@
 """Panels of curves with bands and references; the shared base of the line figures."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -89,7 +89,7 @@ def draw_panel(
     if panel.title is not None:
         ax.set_title(panel.title)
     if panel.y_log:
-        style.log_axis(ax.yaxis, *ax.get_ylim(), panel.y_percent)
+        style.log_axis(ax.yaxis, ax.get_ylim(), panel.y_percent)
     elif panel.y_percent:
         style.percent_axis(ax.yaxis)
     return ends
@@ -99,7 +99,11 @@ def _draw_reference(
     ax: Axes, reference: Reference, band: BandKind, y_log: bool
 ) -> EndLabel:
     look = style.NULL_STYLE
-    line = {"color": look.color, "linestyle": look.dash, "linewidth": 1.2}
+    line: dict[str, Any] = {
+        "color": look.color,
+        "linestyle": look.dash,
+        "linewidth": 1.2,
+    }
     if not isinstance(reference.level, Curve):
         if not np.isfinite(reference.level) or (y_log and reference.level <= 0):
             raise ValueError(
@@ -174,7 +178,7 @@ def line_figure(
             ax.set_xscale("log")
         drawn.append((ax, draw_panel(ax, panel, looks, band, mark_points)))
         if x_log:
-            style.log_axis(ax.xaxis, *ax.get_xlim(), x_percent)
+            style.log_axis(ax.xaxis, ax.get_xlim(), x_percent)
         elif x_percent:
             style.percent_axis(ax.xaxis)
     for column in range(min(columns, len(panels))):

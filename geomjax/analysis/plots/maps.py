@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import SupportsFloat
+from typing import NamedTuple, SupportsFloat
 
 import numpy as np
-from matplotlib import colormaps, colors
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -30,6 +30,7 @@ MODULE_ORDER = (
 _MAP_WIDTH_IN = 6.6  # what the layout leaves to the cells, and
 _CHARACTER_IN = 0.085  # the width of a digit: do the numbers fit?
 _ROWS_LABELLED = 40
+_STRIPS = 128  # of the colour bar
 _OUTSIDE_GAP = 0.25  # between the blocks' columns and the tall cells
 
 
@@ -37,6 +38,29 @@ def order_modules(modules: Sequence[str]) -> list[str]:
     """Sorts module names as a forward pass meets them: `MODULE_ORDER`, then by name."""
     rank = {name: i for i, name in enumerate(MODULE_ORDER)}
     return sorted(set(modules), key=lambda name: (rank.get(name, len(rank)), name))
+
+
+class _Scale(NamedTuple):
+    """A colour scale from `low` to `high`, both finite and distinct."""
+
+    low: float
+    high: float
+    log: bool
+
+    def color(self, value: float) -> tuple[float, float, float]:
+        """The colour of a value; past an end, that of the end."""
+        value = min(max(value, self.low), self.high)
+        if self.log:
+            place = math.log(value / self.low) / math.log(self.high / self.low)
+        else:
+            place = (value - self.low) / (self.high - self.low)
+        return colormaps[style.SEQUENTIAL_MAP](place)[:3]
+
+    def value(self, place: float) -> float:
+        """The value at `place`, from 0 (low) to 1 (high)."""
+        if self.log:
+            return self.low * (self.high / self.low) ** place
+        return self.low + (self.high - self.low) * place
 
 
 @style.styled
@@ -76,7 +100,7 @@ def layer_module_map(
     numbers = {key: as_number(value) for key, value in values.items()}
     layers = sorted({layer for layer, _ in numbers if layer is not None})
     columns = _columns(numbers, layers)
-    norm = _colour_scale(np.array(list(numbers.values())), log, limits)
+    scale = _colour_scale(np.array(list(numbers.values())), log, limits)
     rows = max(len(layers), 1)
     row_in = 0.24 if rows <= _ROWS_LABELLED else max(0.1, 0.24 * _ROWS_LABELLED / rows)
     map_in = max(rows, 2) * row_in
@@ -91,27 +115,26 @@ def layer_module_map(
         for r, layer in [(0, None)] if outside else enumerate(layers):
             value = numbers.get((layer, module), math.nan)
             text = texts.get((layer, module), "")
-            _cell(ax, value, text, norm, x, r, rows if outside else 1)
+            _cell(ax, value, text, scale, x, r, rows if outside else 1)
     _frame(ax, columns, layers, rows)
-    _colour_bar(bar_ax, norm, label, percent)
+    _colour_bar(bar_ax, scale, label, percent)
     style.settle(fig)
     return fig
 
 
-def _colour_bar(ax: Axes, norm: colors.Normalize, label: str, percent: bool) -> None:
-    # Strips that each reach to the end, one over another: vectors without seams.
-    edges = np.linspace(0.0, 1.0, 129)
-    end = norm.vmax
-    for low, high in zip(edges, edges[1:], strict=False):
-        start = float(norm.inverse(low))
-        face = colormaps[style.SEQUENTIAL_MAP]((low + high) / 2)
-        ax.add_patch(Rectangle((start, 0), end - start, 1, facecolor=face, lw=0))
-    if isinstance(norm, colors.LogNorm):
+def _colour_bar(ax: Axes, scale: _Scale, label: str, percent: bool) -> None:
+    if scale.log:
         ax.set_xscale("log")
-        style.log_axis(ax.xaxis, norm.vmin, norm.vmax, percent)
+    # Strips that each reach to the end, one over another: vectors without seams.
+    for i in range(_STRIPS):
+        start = scale.value(i / _STRIPS)
+        face = scale.color(scale.value((i + 0.5) / _STRIPS))
+        ax.add_patch(Rectangle((start, 0), scale.high - start, 1, facecolor=face, lw=0))
+    if scale.log:
+        style.log_axis(ax.xaxis, (scale.low, scale.high), percent)
     elif percent:
         style.percent_axis(ax.xaxis)
-    ax.set_xlim(norm.vmin, norm.vmax)
+    ax.set_xlim(scale.low, scale.high)
     ax.set_yticks([])
     ax.set_xlabel(label)
     ax.grid(visible=False)
@@ -143,7 +166,7 @@ def _cell_text(value: float, percent: bool) -> str:
 
 def _colour_scale(
     values: np.ndarray, log: bool, limits: tuple[float, float] | None
-) -> colors.Normalize:
+) -> _Scale:
     finite = values[np.isfinite(values)]
     if log and np.any(finite < 0):
         raise ValueError(
@@ -162,14 +185,14 @@ def _colour_scale(
         )
     if low == high:  # one value: give the scale a width
         low, high = (low / 2, high * 2) if log else (low - 0.5, high + 0.5)
-    return (colors.LogNorm if log else colors.Normalize)(low, high, clip=True)
+    return _Scale(low, high, log)
 
 
 def _cell(
     ax: Axes,
     value: float,
     text: str,
-    norm: colors.Normalize,
+    scale: _Scale,
     x: float,
     row: int,
     height: int,
@@ -189,9 +212,7 @@ def _cell(
             )
         )
         return
-    drawn = max(value, norm.vmin)  # a zero has no logarithm
-    red, green, blue, _ = colormaps[style.SEQUENTIAL_MAP](float(norm(drawn)))
-    face = (red, green, blue)
+    red, green, blue = face = scale.color(value)
     ax.add_patch(
         Rectangle(box, 1, height, facecolor=face, edgecolor=style.PAPER, linewidth=0.5)
     )

@@ -74,14 +74,14 @@ def group_energy_shares(
                 linewidth=0.8,
             )
             if share >= _LEAST_LABELLED:
-                dark = group in ("attention", "vision")
                 ax.text(
                     left + share / 2,
                     row,
                     style.format_value(share, percent=True, padded=True),
                     ha="center",
                     va="center_baseline",
-                    color="#ffffff" if dark else "#000000",
+                    # Paper on blue, in either theme; the other colours carry black.
+                    color=style.PAPER if group == "attention" else "#000000",
                 )
             left += share
     ax.set_xlim(0.0, 1.0)

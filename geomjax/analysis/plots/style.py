@@ -5,13 +5,14 @@ import functools
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple, ParamSpec
+from typing import Any, NamedTuple, ParamSpec
 
 import matplotlib
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 WIDTH_IN = 7.3
@@ -46,7 +47,7 @@ SEQUENTIAL_MAP = "viridis"
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
-_RC = {
+_RC: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": MUTED,
     "axes.facecolor": "none",
@@ -181,9 +182,8 @@ def resolve_styles(
 
 def new_figure(height_in: float, width_in: float = WIDTH_IN) -> Figure:
     """An empty figure that arranges its axes by itself until `finish` fixes them."""
-    fig = Figure(figsize=(width_in, height_in), layout="constrained")
-    fig.get_layout_engine().set(w_pad=0.06, h_pad=0.06, wspace=0.03, hspace=0.03)
-    return fig
+    layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06, wspace=0.03, hspace=0.03)
+    return Figure(figsize=(width_in, height_in), layout=layout)
 
 
 def settle(fig: Figure) -> None:
@@ -258,14 +258,20 @@ def percent_axis(axis: Axis) -> None:
     axis.set_major_formatter(FuncFormatter(lambda v, _: format_value(v, percent=True)))
 
 
-def log_axis(axis: Axis, low: float, high: float, percent: bool = False) -> None:
-    """Places and words the ticks of a logarithmic axis that spans [low, high].
+def log_axis(
+    axis: Axis,
+    limits: tuple[float, float],
+    percent: bool = False,
+    most_ticks: int | None = None,
+) -> None:
+    """Places and words the ticks of a logarithmic axis with these limits.
 
     Powers of ten where there are several, otherwise 1, 2 and 5 times them. The labels
     are plain text, because the style does not parse formulas.
     """
-    several = math.log10(high / low) >= 2.0
-    axis.set_major_locator(LogLocator(subs=(1.0,) if several else (1.0, 2.0, 5.0)))
+    several = math.log10(limits[1] / limits[0]) >= 2.0
+    steps = (1.0,) if several else (1.0, 2.0, 5.0)
+    axis.set_major_locator(LogLocator(subs=steps, numticks=most_ticks))
     axis.set_minor_formatter(NullFormatter())
     if percent:
         percent_axis(axis)

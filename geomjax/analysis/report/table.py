@@ -124,11 +124,14 @@ class Table:
 
     def compares_intervals(self) -> bool:
         """Whether some highlighted column holds intervals, which a note explains."""
-        return any(
-            isinstance(row[i], Estimate) and row[i].half_width is not None
+        cells = (
+            row[i]
             for i, column in enumerate(self.columns)
             if column.best is not None
             for row in self.rows
+        )
+        return any(
+            isinstance(cell, Estimate) and cell.half_width is not None for cell in cells
         )
 
 

@@ -30,11 +30,11 @@ def inline_svg(document: str, prefix: str, label: str) -> str:
       An `<svg>` element that refers to nothing outside itself.
     """
     body = document[document.index("<svg") :]
+    view_box = body.split('viewBox="', 1)[1].split('"', 1)[0]
     body = re.sub(r"<!--.*?-->", "", body, flags=re.DOTALL)
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r"<style[^>]*>.*?</style>", "", body, flags=re.DOTALL)
-    head, rest = body.split(">", 1)
-    view_box = re.search(r'viewBox="([-0-9. ]+)"', head)
+    rest = body.split(">", 1)[1]
     rest = re.sub(r'\bid="', f'id="{prefix}-', rest)
     rest = re.sub(r'\bxlink:href="#', f'href="#{prefix}-', rest)
     rest = re.sub(r'\bxlink:href="data:', 'href="data:', rest)
@@ -44,5 +44,5 @@ def inline_svg(document: str, prefix: str, label: str) -> str:
     rest = re.sub(r"\n\s*", "\n", rest)
     return (
         f'<svg role="img" aria-label="{html.escape(label)}" '
-        f'viewBox="{view_box.group(1)}">{rest.strip()}'
+        f'viewBox="{view_box}">{rest.strip()}'
     )
