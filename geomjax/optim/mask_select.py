@@ -71,7 +71,9 @@ def top_fraction_mask(scores: Any, density: float) -> TopFraction:
     count = _count(density, sum(leaf.size for leaf in leaves))
     cutoff = _cutoff(lambda: (keys for leaf in leaves for keys in _keys(leaf)), count)
     masks = _masks([leaf.shape for leaf in leaves], map(_keys, leaves), cutoff)
-    return TopFraction(treedef.unflatten(masks), _unordered(cutoff.key), count)
+    return TopFraction(
+        jax.tree.unflatten(treedef, masks), _unordered(cutoff.key), count
+    )
 
 
 def threshold_mask(delta: Any, threshold: float) -> Any:
@@ -136,7 +138,7 @@ def random_mask(key: PRNGKey, like: Any, density: float) -> Any:
 
     cutoff = _cutoff(lambda: itertools.chain.from_iterable(streams()), count)
     masks = _masks([leaf.shape for leaf in leaves], streams(), cutoff)
-    return treedef.unflatten(masks)
+    return jax.tree.unflatten(treedef, masks)
 
 
 def matched_random_mask(key: PRNGKey, mask: Any, roles: Roles) -> Any:

@@ -57,26 +57,33 @@ def per_matrix(
     def update(
         updates: Any, state: PerMatrixState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, PerMatrixState]:
-        def update_one(update: Any, leaf_state: Any, *param: Any) -> Any:
-            return inner.update(update, leaf_state, *param, **extra_args)
+        def update_tensor(update: Any, tensor_state: Any, *param: Any) -> _Result:
+            return _Result(*inner.update(update, tensor_state, *param, **extra_args))
 
-        treedef = jax.tree.structure(updates)
-        depths = jax.tree.leaves(
-            map_with_roles(lambda path, leaf, role: role.stack_depth, updates, roles)
+        def update_leaf(depth: int, *leaves: Any) -> _Result:
+            return _map_stack(update_tensor, depth)(*leaves)
+
+        depths = map_with_roles(
+            lambda path, leaf, role: role.stack_depth, updates, roles
         )
-        columns = [jax.tree.leaves(updates), treedef.flatten_up_to(state.inner_states)]
-        if params is not None:
-            columns.append(treedef.flatten_up_to(params))
-        results = [
-            _map_stack(update_one, depth)(*row)
-            for depth, *row in zip(depths, *columns, strict=True)
-        ]
-        return (
-            treedef.unflatten([update for update, _ in results]),
-            PerMatrixState(treedef.unflatten([new for _, new in results])),
-        )
+        trees = [updates, state.inner_states] + ([] if params is None else [params])
+        results = jax.tree.map(update_leaf, depths, *trees)
+
+        def part(index: int) -> Any:
+            return jax.tree.map(
+                lambda result: result[index],
+                results,
+                is_leaf=lambda node: isinstance(node, _Result),
+            )
+
+        return part(0), PerMatrixState(part(1))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+class _Result(NamedTuple):
+    update: Any
+    state: Any
 
 
 def _map_stack(function: Callable[..., Any], depth: int) -> Callable[..., Any]:

@@ -1,7 +1,7 @@
 """What P1 reports of AdamW's state along training."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -80,12 +80,12 @@ def adam_state_figures(gradients: Any, opt_state: Any) -> AdamStateFigures | Non
     moments = _find(gradients, opt_state)
     if not moments:
         return None
-    dot, first, second = sum(_dot_products(x) for x in moments)
+    dot, first, second = _total(_dot_products(x) for x in moments)
     # Two roots, since the product of the squares may leave the range of float32.
     norm = jnp.sqrt(first) * jnp.sqrt(second)
-    count = sum(_count(x) for x in moments)
-    mean = sum(_sum(_root(x), x.mask) for x in moments) / count
-    squares = sum(_sum(jnp.square(_root(x) - mean), x.mask) for x in moments)
+    count = _total(_count(x) for x in moments)
+    mean = _total(_sum(_root(x), x.mask) for x in moments) / count
+    squares = _total(_sum(jnp.square(_root(x) - mean), x.mask) for x in moments)
     return AdamStateFigures(
         momentum_gradient_cosine=_ratio(dot, norm),
         root_second_moment_variation=_ratio(jnp.sqrt(squares / count), mean),
@@ -117,6 +117,10 @@ def _sum(values: Float[Array, "*shape"], mask: Array | None) -> Float[Array, ""]
         # The barrier keeps a compiler from merging two axes into one long sum.
         values = jax.lax.optimization_barrier(jnp.sum(values, axis=-1))
     return values
+
+
+def _total(terms: Iterable[Float[Array, "*shape"]]) -> Float[Array, "*shape"]:
+    return jnp.sum(jnp.stack(list(terms)), axis=0)
 
 
 def _ratio(numerator: Float[Array, ""], denominator: Float[Array, ""]) -> Array:
