@@ -35,8 +35,8 @@ _ALIASES = (
     ("model.multi_modal_projector.", "multi_modal_projector."),
 )
 
-_EMBEDDING = "model.embed_tokens.weight"
-_HEAD = "lm_head.weight"
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
 
 
 class Match(NamedTuple):
@@ -161,7 +161,7 @@ def match(
         before, after = source.spec(source_key).shape, tuned.spec(tuned_key).shape
         rows = None
         if before != after:
-            is_table = canonical_name(name) in (_EMBEDDING, _HEAD)
+            is_table = canonical_name(name) in (EMBEDDING, HEAD)
             if not (common_rows and is_table and before[1:] == after[1:]):
                 mismatched[name] = (before, after)
                 continue
@@ -253,7 +253,7 @@ def _match_heads(
         Heads that are their own side's embedding stored twice; compared with it, they
         would count the embedding's update twice.
     """
-    embeddings = [pair for pair in pairs if canonical_name(pair[0]) == _EMBEDDING]
+    embeddings = [pair for pair in pairs if canonical_name(pair[0]) == EMBEDDING]
     if len(embeddings) != 1:
         return []
     _, source_embedding, tuned_embedding, _ = embeddings[0]
@@ -261,7 +261,7 @@ def _match_heads(
         (source, source_embedding, missing, tuned),
         (tuned, tuned_embedding, extra, source),
     ):
-        heads = [name for name in names if canonical_name(name) == _HEAD]
+        heads = [name for name in names if canonical_name(name) == HEAD]
         if len(heads) != 1 or other.tie_word_embeddings is False:
             continue
         names.remove(heads[0])

@@ -114,15 +114,22 @@ def tree_source(params: Params) -> DictSource:
 
 
 def open_source(
-    path_or_name: str | os.PathLike[str], *, revision: str | None = None
+    path_or_name: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    base: CheckpointSource | None = None,
 ) -> CheckpointSource:
     """Opens a checkpoint with the reader that fits what is in its folder.
+
+    In this order: safetensors, a LoRA adapter, PyTorch `.bin`, FSDP rank files, Orbax.
 
     Args:
         path_or_name: a file, a folder, or the name of a repository on the Hugging Face
             hub (`organisation/name`), of which the safetensors and JSON files are
             downloaded, or taken from the local cache.
         revision: branch, tag or commit of a hub repository; its main branch by default.
+        base: the model that a LoRA adapter belongs to; by default the one that its
+            config names.
 
     Returns:
         The source.
@@ -134,21 +141,60 @@ def open_source(
     path = Path(path_or_name)
     if not path.exists():
         path = _download(os.fspath(path_or_name), revision)
-    if path.is_file() and path.suffix == ".safetensors":
+    source = _open_file(path) if path.is_file() else _open_folder(path, base)
+    if source is None:
+        raise CheckpointError(
+            path,
+            [
+                f"no checkpoint that can be read. Expected {SINGLE_FILE}, {INDEX_FILE} "
+                "and its shards, pytorch_model.bin, model_world_size_N_rank_R.pt of "
+                "all ranks, an Orbax checkpoint, or a LoRA adapter",
+                f"it holds {_contents(path)}",
+            ],
+        )
+    return source
+
+
+def _open_file(path: Path) -> CheckpointSource | None:
+    from geomjax.checkpoints.torch_bin import TorchSource
+
+    if path.suffix == ".safetensors":
         return SafetensorsSource(path)
-    if path.is_dir():
-        if (path / SINGLE_FILE).exists() or (path / INDEX_FILE).exists():
-            return SafetensorsSource(path)
-        files = sorted(path.glob("*.safetensors"))
-        if len(files) == 1:
-            return SafetensorsSource(files[0])
-    raise CheckpointError(
-        path,
-        [
-            f"no checkpoint that can be read; expected {SINGLE_FILE} or {INDEX_FILE}",
-            f"it holds {_contents(path)}",
-        ],
+    if path.suffix in (".bin", ".pt", ".pth"):
+        return TorchSource(path)
+    return None
+
+
+# The readers are imported where they are used: most runs need one of them, Orbax takes
+# seconds to import, and LoRA builds on this module.
+def _open_folder(path: Path, base: CheckpointSource | None) -> CheckpointSource | None:
+    """The reader that fits a folder, or None."""
+    from geomjax.checkpoints.fsdp_shards import RANK_FILE, FsdpSource
+    from geomjax.checkpoints.lora import ADAPTER_CONFIG, LoraSource, open_base
+    from geomjax.checkpoints.torch_bin import (
+        TORCH_INDEX_FILE,
+        TORCH_SINGLE_FILE,
+        TorchSource,
     )
+
+    names = {item.name for item in path.iterdir()}
+    if SINGLE_FILE in names or INDEX_FILE in names:
+        return SafetensorsSource(path)
+    if ADAPTER_CONFIG in names:
+        return LoraSource(path, open_base(path) if base is None else base)
+    if TORCH_SINGLE_FILE in names or TORCH_INDEX_FILE in names:
+        return TorchSource(path)
+    if any(RANK_FILE.fullmatch(name) for name in names):
+        return FsdpSource(path)
+    files = sorted(name for name in names if name.endswith(".safetensors"))
+    if len(files) == 1:
+        return SafetensorsSource(path / files[0])
+    if not files:
+        from geomjax.checkpoints.orbax_source import OrbaxSource, is_orbax
+
+        if is_orbax(path):
+            return OrbaxSource(path)
+    return None
 
 
 def _contents(path: Path) -> str:
