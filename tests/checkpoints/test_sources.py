@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from torch_format import save
 
 from geomjax.checkpoints import (
     CheckpointError,
@@ -17,6 +18,8 @@ from geomjax.checkpoints import (
     tree_source,
     write_safetensors,
 )
+from geomjax.checkpoints.fsdp_shards import FsdpSource
+from geomjax.checkpoints.torch_bin import TorchSource
 
 
 def test_a_dict_of_arrays_is_a_source():
@@ -67,6 +70,22 @@ def test_open_source_takes_a_folder_or_a_file(tmp_path):
         source = open_source(tmp_path / path)
         assert isinstance(source, SafetensorsSource)
         assert set(source.keys()) == set(tensors)
+
+
+def test_open_source_tells_pytorch_s_layouts_apart(tmp_path):
+    tensors = {"w": np.ones(2, np.float32)}
+    for name in ("single/pytorch_model.bin", "ranks/model_world_size_1_rank_0.pt"):
+        path = tmp_path / name
+        path.parent.mkdir()
+        save(path, tensors)
+    assert isinstance(open_source(tmp_path / "single"), TorchSource)
+    assert isinstance(open_source(tmp_path / "single/pytorch_model.bin"), TorchSource)
+    source = open_source(tmp_path / "ranks")
+    assert isinstance(source, FsdpSource)
+    np.testing.assert_array_equal(source.read("w"), tensors["w"])
+    # Safetensors are preferred where both are there, as in transformers.
+    write_safetensors(tmp_path / "single", tensors)
+    assert isinstance(open_source(tmp_path / "single"), SafetensorsSource)
 
 
 def test_a_folder_without_a_checkpoint_says_what_it_holds(tmp_path):
