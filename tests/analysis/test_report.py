@@ -221,14 +221,15 @@ def test_equal_reports_give_equal_bytes(tmp_path):
         assert a.read_bytes() == b.read_bytes(), a.name
 
 
-def test_a_failed_write_leaves_the_old_report_and_no_draft(tmp_path, monkeypatch):
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_failed_write_leaves_the_old_report_and_no_draft(tmp_path, monkeypatch, step):
     before = write_report(make_report("old"), tmp_path)
     old = before.markdown.read_bytes()
 
-    def full(_):
+    def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, step, full)
     with pytest.raises(OSError, match="No space"):
         write_report(make_report("new"), tmp_path)
     assert before.markdown.read_bytes() == old
