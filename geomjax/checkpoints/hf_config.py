@@ -24,6 +24,8 @@ def ties_word_embeddings(folder: Path) -> bool | None:
         return None
     try:
         config = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(path, [f"cannot be opened: {error.strerror}"]) from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(path, [f"not valid JSON: {error}"]) from None
     if not isinstance(config, dict):

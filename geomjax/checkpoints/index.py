@@ -30,6 +30,8 @@ def read_index(path: Path) -> dict[str, Path]:
     """
     try:
         content = json.loads(path.read_bytes(), object_pairs_hook=_refuse_repeats)
+    except OSError as error:
+        raise CheckpointError(path, [f"cannot be opened: {error.strerror}"]) from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(path, [f"not a valid JSON index: {error}"]) from None
     weight_map = content.get("weight_map") if isinstance(content, dict) else None

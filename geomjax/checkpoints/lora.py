@@ -253,10 +253,10 @@ def _plan(
         elif target is None:
             problems.append(f"{module!r}: the base model has no {module}.weight")
         else:
-            place = adapter.spec(replaced[target]) if target in replaced else None
-            shape = (place or base.spec(target)).shape
+            trained = target in replaced
+            spec = adapter.spec(replaced[target]) if trained else base.spec(target)
             steps[target] = _step(config, module, embedding, sides)
-            problems += _shape_problems(module, steps[target], adapter, shape)
+            problems += _shape_problems(module, steps[target], adapter, spec.shape)
     if not factors and not replaced:
         problems.append("the adapter holds no LoRA factors")
     return steps, replaced

@@ -32,8 +32,10 @@ class MappedFile:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError:
             raise CheckpointError(self.path, ["no such file"]) from None
-        except IsADirectoryError:
-            raise CheckpointError(self.path, ["a folder, not a file"]) from None
+        except OSError as error:
+            raise CheckpointError(
+                self.path, [f"cannot be opened: {error.strerror}"]
+            ) from error
         # The file may have shrunk between the two calls: the map is what is read.
         self.size = len(self._map)
 

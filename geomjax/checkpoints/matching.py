@@ -35,8 +35,14 @@ _ALIASES = (
     ("model.multi_modal_projector.", "multi_modal_projector."),
 )
 
+Shape = tuple[int, ...]
+
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
+
+
+# The name of a match, its keys on both sides, and how it was found.
+_Named = tuple[str, str, str, str]
 
 
 class Match(NamedTuple):
@@ -56,7 +62,7 @@ class Match(NamedTuple):
     name: str
     source_key: str
     tuned_key: str
-    shape: tuple[int, ...]
+    shape: Shape
     how: str
     rows: int | None = None
 
@@ -69,17 +75,20 @@ class Matching(NamedTuple):
         missing: names in the source that the tuned checkpoint lacks.
         extra: names in the tuned checkpoint that the source lacks.
         ambiguous: groups of names, each with the keys that compete for it.
-        mismatched: names whose shapes differ, with both shapes.
+        mismatched: names whose shapes differ, with both shapes; not compared.
+        cut: names of which only the common rows are compared, with both shapes.
         left_out: names that a reader left out, with side and reason.
-        duplicates: heads stored on one side although they equal its embedding, while
-            the other side stores the embedding alone: the same tensor twice.
+        duplicates: heads that are stored although they are tied: their side stores
+            the embedding's values twice. They are not compared: it would count the
+            embedding's update twice.
     """
 
     matched: tuple[Match, ...]
     missing: tuple[str, ...]
     extra: tuple[str, ...]
     ambiguous: dict[str, dict[str, tuple[str, ...]]]
-    mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    mismatched: dict[str, tuple[Shape, Shape]]
+    cut: dict[str, tuple[Shape, Shape]]
     left_out: dict[str, dict[str, str]]
     duplicates: tuple[str, ...]
 
@@ -92,7 +101,7 @@ class Matching(NamedTuple):
             or self.ambiguous
             or self.mismatched
             or any(self.left_out.values())
-            or any(match.rows is not None for match in self.matched)
+            or self.cut
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -108,17 +117,15 @@ class Matching(NamedTuple):
                 name: {side: list(keys) for side, keys in sides.items()}
                 for name, sides in self.ambiguous.items()
             },
-            "mismatched": {
-                name: {"source": list(source), "tuned": list(tuned)}
-                for name, (source, tuned) in self.mismatched.items()
-            },
+            "mismatched": _shapes_to_json(self.mismatched),
+            "cut": _shapes_to_json(self.cut),
             "left_out": self.left_out,
             "duplicates": list(self.duplicates),
         }
 
     def summary(self) -> str:
         """The matching in a few lines, for the screen."""
-        counts = defaultdict(int)
+        counts: dict[str, int] = defaultdict(int)
         for match in self.matched:
             counts[match.how] += 1
         kinds = ", ".join(f"{count} {how}" for how, count in counts.items())
@@ -130,8 +137,8 @@ class Matching(NamedTuple):
         for side, reasons in self.left_out.items():
             lines += _listed(f"left out of the {side}", reasons)
         lines += _listed("a head equal to its embedding, left out", self.duplicates)
-        cut = [match.name for match in self.matched if match.rows is not None]
-        return "\n".join(lines + _listed("compared in their common rows only", cut))
+        lines += _listed("compared in their common rows only", self.cut)
+        return "\n".join(lines)
 
 
 def match(
@@ -156,7 +163,8 @@ def match(
     pairs, missing, extra, ambiguous = _match_names(source.keys(), tuned.keys())
     duplicates = _match_heads(source, tuned, pairs, missing, extra)
     matched: list[Match] = []
-    mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+    mismatched: dict[str, tuple[Shape, Shape]] = {}
+    cut: dict[str, tuple[Shape, Shape]] = {}
     for name, source_key, tuned_key, how in pairs:
         before, after = source.spec(source_key).shape, tuned.spec(tuned_key).shape
         rows = None
@@ -166,6 +174,7 @@ def match(
                 mismatched[name] = (before, after)
                 continue
             rows = min(before[0], after[0])
+            cut[name] = (before, after)
         shape = before if rows is None else (rows, *before[1:])
         matched.append(Match(name, source_key, tuned_key, shape, how, rows))
     if not matched:
@@ -189,6 +198,7 @@ def match(
         tuple(extra),
         ambiguous,
         mismatched,
+        cut,
         left_out,
         tuple(duplicates),
     )
@@ -207,7 +217,7 @@ def canonical_name(name: str) -> str:
 def _match_names(
     source: Iterable[str], tuned: Iterable[str]
 ) -> tuple[
-    list[tuple[str, str, str, str]],
+    list[_Named],
     list[str],
     list[str],
     dict[str, dict[str, tuple[str, ...]]],
@@ -243,20 +253,30 @@ def _by_canonical_name(keys: Iterable[str]) -> dict[str, list[str]]:
 def _match_heads(
     source: CheckpointSource,
     tuned: CheckpointSource,
-    pairs: list[tuple[str, str, str, str]],
+    pairs: list[_Named],
     missing: list[str],
     extra: list[str],
 ) -> list[str]:
-    """Matches a head that one side has tied to its embedding; edits the lists.
+    """Matches heads that are tied to their embedding; edits the lists.
 
     Returns:
-        Heads that are their own side's embedding stored twice; compared with it, they
-        would count the embedding's update twice.
+        Heads that are their own side's embedding stored twice.
     """
     embeddings = [pair for pair in pairs if canonical_name(pair[0]) == EMBEDDING]
     if len(embeddings) != 1:
         return []
     _, source_embedding, tuned_embedding, _ = embeddings[0]
+    for pair in pairs:
+        if canonical_name(pair[0]) != HEAD:
+            continue
+        if (
+            (source.tie_word_embeddings and tuned.tie_word_embeddings)
+            and _equal(source, pair[1], source_embedding)
+            and _equal(tuned, pair[2], tuned_embedding)
+        ):
+            pairs.remove(pair)
+            return [pair[0]]
+        return []
     for side, embedding, names, other in (
         (source, source_embedding, missing, tuned),
         (tuned, tuned_embedding, extra, source),
@@ -264,13 +284,14 @@ def _match_heads(
         heads = [name for name in names if canonical_name(name) == HEAD]
         if len(heads) != 1 or other.tie_word_embeddings is False:
             continue
-        names.remove(heads[0])
-        if _equal(side, heads[0], embedding):
+        head = heads[0]
+        names.remove(head)
+        if _equal(side, head, embedding):
             return heads
         if side is source:
-            pairs.append((heads[0], heads[0], tuned_embedding, "tied"))
+            pairs.append((head, head, tuned_embedding, "tied"))
         else:
-            pairs.append((heads[0], source_embedding, heads[0], "tied"))
+            pairs.append((head, source_embedding, head, "tied"))
     return []
 
 
@@ -288,6 +309,15 @@ def _equal(source: CheckpointSource, a: str, b: str) -> bool:
     source.release(a)
     source.release(b)
     return same
+
+
+def _shapes_to_json(
+    shapes: dict[str, tuple[Shape, Shape]],
+) -> dict[str, dict[str, list[int]]]:
+    return {
+        name: {"source": list(source), "tuned": list(tuned)}
+        for name, (source, tuned) in shapes.items()
+    }
 
 
 def _some(names: Iterable[str]) -> str:

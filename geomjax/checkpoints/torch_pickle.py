@@ -321,7 +321,10 @@ def _instructions() -> dict[bytes, tuple[Callable[[Any], Any] | None, Any]]:
         "BINPERSID": _Machine.persistent,
     }
     table = {
-        op.code.encode("latin-1"): (op.arg and op.arg.reader, actions[op.name])
+        op.code.encode("latin-1"): (
+            None if op.arg is None else op.arg.reader,
+            actions[op.name],
+        )
         for op in pickletools.opcodes
         if op.name in actions
     }

@@ -21,6 +21,7 @@ DEFAULT_MAX_SHARD_BYTES = 5_000_000_000
 
 _DTYPE_NAMES = {dtype: name for name, dtype in FLOATING_DTYPES.items()}
 _OWN_FILES = re.compile(r"model(-[0-9a-f]{8})?-\d{5}-of-\d{5}\.safetensors")
+_TEMPORARY_FILES = re.compile(r"\.[0-9a-f]{8}-(\d+|index)\.tmp")
 _CHUNK_BYTES = 1 << 24
 
 
@@ -40,7 +41,8 @@ def write_safetensors(
     The checkpoint appears at once or not at all: files are written under temporary
     names, flushed to disk, and renamed; the last rename is the one that readers look
     at. A checkpoint that was in `directory` stays readable until then, and its files
-    are removed afterwards. Files of other kinds in `directory` are not touched.
+    are removed afterwards, as is what a killed writer left. Files of other kinds in
+    `directory` are not touched. Only one process may write to a folder at a time.
 
     Args:
         directory: folder of the checkpoint, made where it is missing.
@@ -184,7 +186,7 @@ def _publish(
     never replace a file of the index in force: where their usual names are taken they
     carry a tag.
     """
-    before = _checkpoint_files(directory)
+    before = _checkpoint_files(directory) - {path.name for path in temporary}
     count = len(shards)
     if count == 1:
         names = [SINGLE_FILE]
@@ -220,11 +222,13 @@ def _publish(
 
 
 def _checkpoint_files(directory: Path) -> set[str]:
-    """Names of the files in `directory` that are a checkpoint of this layout."""
+    """Names of the files in `directory` that this module wrote, or might have."""
     return {
         path.name
         for path in directory.iterdir()
-        if path.name in (SINGLE_FILE, INDEX_FILE) or _OWN_FILES.fullmatch(path.name)
+        if path.name in (SINGLE_FILE, INDEX_FILE)
+        or _OWN_FILES.fullmatch(path.name)
+        or _TEMPORARY_FILES.fullmatch(path.name)
     }
 
 

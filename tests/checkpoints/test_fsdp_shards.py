@@ -223,37 +223,39 @@ def test_reads_what_torch_s_dtensors_write(tmp_path):
         from torch.distributed.tensor import DTensor, Replicate, Shard
         from torch.testing._internal.distributed.fake_pg import FakeStore
 
-        folder, rank = sys.argv[1], int(sys.argv[2])
-        dist.init_process_group("fake", rank=rank, world_size=4, store=FakeStore())
-        flat = init_device_mesh("cpu", (4,), mesh_dim_names=("fsdp",))
-        grid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("ddp", "fsdp"))
-        torch.manual_seed(0)
-        state = {}
-        for name, shape, dtype in (
-            ("embed", (7, 4), torch.bfloat16), ("w", (8, 4), torch.float32),
-            ("norm", (3,), torch.float32),
-        ):
-            whole = torch.randn(shape).to(dtype)
-            for mesh, count, index, placements in (
-                (flat, 4, rank, [Shard(0)]),
-                (grid, 2, rank % 2, [Replicate(), Shard(0)]),
+        def save(folder, rank):
+            flat = init_device_mesh("cpu", (4,), mesh_dim_names=("fsdp",))
+            grid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("ddp", "fsdp"))
+            torch.manual_seed(0)
+            state = {}
+            for name, shape, dtype in (
+                ("embed", (7, 4), torch.bfloat16), ("w", (8, 4), torch.float32),
+                ("norm", (3,), torch.float32),
             ):
-                chunks = torch.chunk(whole, count, 0)
-                local = chunks[index] if index < len(chunks) else whole[:0]
-                state[f"{name}_{len(placements)}"] = DTensor.from_local(
-                    local.clone(), mesh, placements, run_check=False,
-                    shape=whole.shape, stride=whole.stride(),
-                )
-            if rank == 0:
+                whole = torch.randn(shape).to(dtype)
+                for mesh, count, index, placements in (
+                    (flat, 4, rank, [Shard(0)]),
+                    (grid, 2, rank % 2, [Replicate(), Shard(0)]),
+                ):
+                    chunks = torch.chunk(whole, count, 0)
+                    local = chunks[index] if index < len(chunks) else whole[:0]
+                    state[f"{name}_{len(placements)}"] = DTensor.from_local(
+                        local.clone(), mesh, placements, run_check=False,
+                        shape=whole.shape, stride=whole.stride(),
+                    )
                 torch.save(whole, f"{folder}/{name}.whole")
-        torch.save(state, f"{folder}/model_world_size_4_rank_{rank}.pt")
+            torch.save(state, f"{folder}/model_world_size_4_rank_{rank}.pt")
+
+        for rank in range(4):
+            dist.init_process_group("fake", rank=rank, world_size=4, store=FakeStore())
+            save(sys.argv[1], rank)
+            dist.destroy_process_group()
     """
-    for rank in range(4):
-        subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(program), str(tmp_path), str(rank)],
-            check=True,
-            capture_output=True,
-        )
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)],
+        check=True,
+        capture_output=True,
+    )
     import torch
 
     source = FsdpSource(tmp_path)

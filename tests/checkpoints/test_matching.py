@@ -137,6 +137,20 @@ def test_a_head_stored_twice_is_not_counted_twice():
     assert "1 a head equal to its embedding" in matching.summary()
 
 
+def test_tied_heads_stored_on_both_sides_are_not_counted_twice():
+    def side(seed, **options):
+        table = _array(3, 2, seed=seed)
+        return DictSource({EMBED: table, HEAD: table.copy()}, **options)
+
+    tied = {"tie_word_embeddings": True}
+    matching = match(side(0, **tied), side(1, **tied))
+    assert _matched(matching) == [(EMBED, EMBED, "exact")]
+    assert matching.duplicates == (HEAD,)
+    assert len(match(side(0, **tied), side(1)).matched) == 2
+    apart = _source(EMBED, HEAD, **tied)
+    assert len(match(apart, apart).matched) == 2
+
+
 def test_the_config_beside_a_checkpoint_says_whether_heads_are_tied(tmp_path):
     write_safetensors(tmp_path, {EMBED: _array(3, 2)})
     assert SafetensorsSource(tmp_path).tie_word_embeddings is None
@@ -170,6 +184,8 @@ def test_common_rows_of_a_resized_vocabulary():
     matching = match(source, tuned, common_rows=True)
     assert [(m.name, m.shape, m.rows) for m in matching.matched] == [(EMBED, (4, 2), 4)]
     assert matching.mismatched == {"w": ((5, 2), (4, 2))}
+    assert matching.cut == {EMBED: ((5, 2), (4, 2))}
+    assert not matching.complete
     assert "compared in their common rows only: " + EMBED in matching.summary()
     (pair,) = iter_pairs(source, tuned, matching)
     np.testing.assert_array_equal(pair.source, source.read(EMBED)[:4])
@@ -214,6 +230,7 @@ def test_json_holds_everything():
         }
     ]
     assert data["mismatched"] == {"w": {"source": [5, 2], "tuned": [4, 2]}}
+    assert data["cut"] == {EMBED: {"source": [5, 2], "tuned": [4, 2]}}
     assert data["extra"] == ["x"]
     assert list(data["left_out"]["source"]) == ["i"]
 

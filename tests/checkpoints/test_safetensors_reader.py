@@ -355,6 +355,32 @@ def test_headers_of_any_json_never_break_the_reader(
     _opened_is_sound(path)
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    index=st.binary(max_size=40)
+    | st.builds(
+        lambda weight_map: json.dumps({"weight_map": weight_map}).encode(),
+        st.dictionaries(
+            st.sampled_from(["a", "b"]) | st.text(max_size=3),
+            st.sampled_from(["one.safetensors", "../one.safetensors"])
+            | st.text(st.characters(), max_size=5)
+            | _JSON,
+            max_size=3,
+        )
+        | _JSON,
+    )
+)
+def test_any_index_never_breaks_the_reader(tmp_path_factory, index):
+    folder = tmp_path_factory.mktemp("fuzz")
+    save_file({"a": np.ones(2, np.float32)}, folder / "one.safetensors")
+    (folder / "model.safetensors.index.json").write_bytes(index)
+    try:
+        source = SafetensorsSource(folder)
+    except CheckpointError:
+        return
+    assert list(source.keys()) == ["a"]
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     edits=st.lists(

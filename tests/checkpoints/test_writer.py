@@ -141,6 +141,14 @@ def test_a_new_checkpoint_replaces_the_old_one_whole(tmp_path, before, after):
     assert {path.name for path in tmp_path.iterdir()} == names
 
 
+def test_what_a_killed_writer_left_is_removed(tmp_path):
+    for name in (".0123abcd-0.tmp", ".0123abcd-index.tmp", ".keep.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    write_safetensors(tmp_path, _tensors(), max_shard_bytes=60)
+    _assert_same(tmp_path, _tensors())
+    assert [p.name for p in tmp_path.iterdir() if p.suffix == ".tmp"] == [".keep.tmp"]
+
+
 @pytest.mark.parametrize("before", [10**9, 60])
 @pytest.mark.parametrize("after", [10**9, 60])
 def test_a_writer_stopped_at_any_rename_leaves_one_whole_checkpoint(
