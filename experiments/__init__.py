@@ -1,0 +1,1 @@
+"""Runnable experiments, one module each: `python -m experiments` lists them."""

@@ -1,0 +1,228 @@
+"""Builds the bundled tiny world: base, anchor and teacher checkpoints, and problems.
+
+Three small Qwen3 checkpoints in the Hugging Face layout, trained here on chained
+arithmetic modulo 10, and the prompts file that goes with them. The committed artifacts
+under experiments/artifacts/tiny_world are the output of this program with its defaults.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from absl import app, flags
+from ml_collections import config_flags
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
+
+from geomjax.checkpoints.writer import write_safetensors
+from geomjax.data import arithmetic
+from geomjax.data.characters import character_tokenizer
+from geomjax.data.prompts import Example
+from geomjax.data.splits import split_examples
+from geomjax.data.supervised import pad_responses
+from geomjax.models import hf
+from geomjax.models.config import DecoderConfig
+from geomjax.models.decoder import Decoder
+from geomjax.models.load import make_decoder, new_config_json, stored_tensors
+from geomjax.objectives.base import Batch, token_mean
+from geomjax.objectives.sft import cross_entropy
+from geomjax.optim.build import OptimizerSpec, build
+from geomjax.train.evaluate import make_accuracy
+from geomjax.train.step import Sampling, init_state, make_supervised_step
+from geomjax.typing import Params
+
+ARTIFACTS = Path(__file__).parent / "artifacts" / "tiny_world"
+RECIPE = Path(__file__).parent.parent / "configs" / "tiny_world.py"
+
+_CONFIG = config_flags.DEFINE_config_file("config", str(RECIPE), "The recipe.")
+_OUTPUT = flags.DEFINE_string("output", str(ARTIFACTS), "Folder to write.")
+
+
+class Task:
+    """The problems of the tiny world, encoded."""
+
+    def __init__(self, operations: tuple[int, int], tokenizer: PreTrainedTokenizerFast):
+        self.operations = operations
+        self.tokenizer = tokenizer
+        self.prompt_length = 2 * operations[1] + 2
+        self.response_length = operations[1] + 1
+
+    def encode(self, examples: list[Example]) -> list[np.ndarray]:
+        """Token ids of the prompts."""
+        return [
+            np.array(self.tokenizer.encode(example.prompt), np.int32)
+            for example in examples
+        ]
+
+    def batch(self, examples: list[Example]) -> Batch:
+        """Problems with their answers, every answer token weighted equally."""
+        stop = self.tokenizer.eos_token
+        padded = pad_responses(
+            self.encode(examples),
+            [
+                np.array(self.tokenizer.encode(f"{example.answer}{stop}"), np.int32)
+                for example in examples
+            ],
+            prompt_length=self.prompt_length,
+            response_length=self.response_length,
+            pad_id=self.tokenizer.pad_token_id,
+        )
+        return Batch(
+            tokens=jnp.asarray(padded.tokens),
+            positions=jnp.asarray(padded.positions),
+            segment_ids=jnp.asarray(padded.segment_ids),
+            weights=token_mean(jnp.asarray(padded.completion)),
+            behaviour_log_probs=jnp.zeros(padded.tokens.shape, jnp.float32),
+        )
+
+    def sampling(self) -> Sampling:
+        """Greedy decoding of whole answers."""
+        return Sampling(
+            samples_per_prompt=1,
+            max_new_tokens=self.response_length,
+            temperature=1.0,
+            stop_tokens=(self.tokenizer.eos_token_id,),
+            pad_token=self.tokenizer.pad_token_id,
+        )
+
+
+def stored(params: Params) -> Params:
+    """The parameters as a bfloat16 checkpoint returns them, in float32."""
+    return jax.tree.map(
+        lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), jax.device_get(params)
+    )
+
+
+def train(
+    config, model: Decoder, task: Task, held_out: set[str], evaluate: Callable
+) -> dict[str, tuple[int, Params]]:
+    """Trains one model from nothing and keeps three snapshots of it.
+
+    Returns:
+      (step, parameters as stored) of `base`, `anchor` and `teacher`.
+    """
+    tx = build(
+        OptimizerSpec(
+            name="adamw",
+            learning_rate=config.learning_rate,
+            schedule="linear",
+            warmup_steps=config.warmup_steps,
+            total_steps=config.teacher_steps,
+            clip_norm=1.0,
+        ),
+        hf.roles(model.config),
+    )
+    step = make_supervised_step(cross_entropy(model), tx)
+    state = init_state(model.init(jax.random.key(config.seed)), tx)
+    generator = np.random.default_rng(config.seed + 1)
+    snapshots: dict[str, tuple[int, Params]] = {}
+    progress = tqdm(range(1, config.teacher_steps + 1), desc="training", unit="step")
+    for index in progress:
+        examples = arithmetic.problems(generator, 2 * config.batch_size, task.operations)
+        fresh = [e for e in examples if e.prompt not in held_out][: config.batch_size]
+        state, metrics = step(state, {}, task.batch(fresh))
+        if index == config.base_steps:
+            snapshots["base"] = index, stored(state.params)
+        if "anchor" not in snapshots and index % config.evaluate_every == 0:
+            candidate = stored(state.params)
+            accuracy = float(evaluate(candidate).mean())
+            progress.set_postfix(loss=float(metrics["loss"][0]), accuracy=accuracy)
+            if accuracy >= config.anchor_accuracy:
+                snapshots["anchor"] = index, candidate
+            elif index >= config.max_anchor_steps:
+                raise RuntimeError(
+                    f"no snapshot reached an accuracy of {config.anchor_accuracy} in "
+                    f"{index} steps; the last had {accuracy}"
+                )
+    snapshots["teacher"] = config.teacher_steps, stored(state.params)
+    return snapshots
+
+
+def write_checkpoint(
+    directory: Path, params: Params, model: Decoder, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Writes a checkpoint with its tokenizer, as transformers lays it out."""
+    write_safetensors(directory, stored_tensors(params, model, ml_dtypes.bfloat16))
+    special = {
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    files = {
+        "config.json": new_config_json(model, dtype="bfloat16", **special),
+        "generation_config.json": special,
+    }
+    for name, content in files.items():
+        (directory / name).write_text(json.dumps(content, indent=2) + "\n")
+    tokenizer.save_pretrained(directory)
+
+
+def main(argv: list[str]) -> None:
+    """Builds the world and prints what it holds."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    config, output = _CONFIG.value, Path(_OUTPUT.value)
+    tokenizer = character_tokenizer(arithmetic.ALPHABET, pad="<pad>", eos="<eos>")
+    task = Task(tuple(config.operations), tokenizer)
+    decoder_config = DecoderConfig(
+        architecture="Qwen3ForCausalLM",
+        vocab_size=len(tokenizer),
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=False,
+        **config.model,
+    )
+    model = make_decoder(decoder_config, len(tokenizer))
+
+    # Numbered anew after duplicates are dropped: the line is the line of prompts.jsonl.
+    drawn = arithmetic.problems(
+        np.random.default_rng(config.seed), 2 * config.num_problems, task.operations
+    )
+    unique = list({example.prompt: example for example in drawn}.values())
+    examples = [
+        example._replace(line=i)
+        for i, example in enumerate(unique[: config.num_problems], 1)
+    ]
+    splits = split_examples(
+        examples, validation=config.num_validation, test=config.num_test
+    )
+    held_out = {e.prompt for e in (*splits.validation, *splits.test)}
+
+    def accuracy_on(part: list[Example]):
+        return make_accuracy(
+            model,
+            tokenizer,
+            task.encode(part),
+            [example.answer for example in part],
+            task.sampling(),
+            prompt_length=task.prompt_length,
+            batch_size=256,
+        )
+
+    on_validation = accuracy_on(splits.validation)
+    snapshots = train(config, model, task, held_out, on_validation)
+
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / "prompts.jsonl").open("w") as file:
+        for example in examples:
+            row = {"prompt": example.prompt, "answer": example.answer}
+            file.write(json.dumps(row) + "\n")
+    on_test = accuracy_on(splits.test)
+    table = {}
+    for name, (step, params) in snapshots.items():
+        write_checkpoint(output / name, params, model, tokenizer)
+        table[name] = {
+            "step": step,
+            "validation_accuracy": round(float(on_validation(params).mean()), 4),
+            "test_accuracy": round(float(on_test(params).mean()), 4),
+        }
+        print(f"{name:8} {table[name]}")
+    recipe = {"snapshots": table, "config": config.to_dict()}
+    (output / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
+    print(f"written to {output}")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,1 @@
+"""Losses as pure functions `(params, context, batch) -> (loss, metrics)`."""

@@ -1,0 +1,149 @@
+"""On-policy distillation: sampled-token policy gradient and whole-vocabulary losses."""
+
+import jax
+import jax.numpy as jnp
+
+from geomjax.objectives.base import (
+    Batch,
+    Objective,
+    shift_targets,
+    weighted_sum,
+)
+from geomjax.objectives.divergence import Divergence
+from geomjax.objectives.vocabulary import (
+    DEFAULT_CHUNK_TOKENS,
+    logits,
+    map_token_chunks,
+    token_log_probs,
+)
+from geomjax.typing import LanguageModel, Params
+
+
+def sampled_token(
+    student: LanguageModel,
+    teacher: LanguageModel,
+    *,
+    temperature: float,
+    clip: float,
+    chunk_tokens: int = DEFAULT_CHUNK_TOKENS,
+) -> Objective:
+    """Distillation on the sampled tokens alone, P1 eq. (9).
+
+    The gradient of `KL(student || teacher)` is `E[k1 grad log pi(a)]` with
+    `k1 = log pi(a) - log pi_T(a)`, so the loss is a policy gradient with the advantage
+
+        A_t = log pi_T(a_t) - log pi_behaviour(a_t)
+
+    which is constant under differentiation, and the clipped importance ratio of PPO
+    `rho_t = pi(a_t) / pi_behaviour(a_t)`, because several mini-batch updates follow one
+    rollout:
+
+        L = -sum_t w_t min(rho_t A_t, clip(rho_t, 1 - c, 1 + c) A_t)
+
+    P1 does not give its clipping; c is a setting of ours. The advantage uses the
+    log-probabilities recorded at sampling, as P1's framework does.
+
+    Args:
+      student: The model that is trained.
+      teacher: The model it learns from; its parameters are the objective's context.
+      temperature: That of the rollout.
+      clip: c above; 0.2 allows ratios from 0.8 to 1.2.
+      chunk_tokens: Tokens whose logits exist at a time.
+
+    Returns:
+      The objective. Metrics: `reverse_kl` (the mean k1, nats a token), `ratio` and
+      `clip_fraction`.
+    """
+
+    def objective(params: Params, teacher_params: Params, batch: Batch):
+        inputs = batch.tokens, batch.positions, batch.segment_ids
+        targets, shifted = shift_targets(batch)
+        weights, behaviour = shifted.weights, shifted.behaviour_log_probs
+        teacher_log_probs = token_log_probs(
+            teacher,
+            teacher_params,
+            teacher.apply(teacher_params, *inputs)[:, :-1],
+            targets,
+            temperature=temperature,
+            chunk_tokens=chunk_tokens,
+        )
+        advantage = jax.lax.stop_gradient(teacher_log_probs - behaviour)
+        log_probs = token_log_probs(
+            student,
+            params,
+            student.apply(params, *inputs)[:, :-1],
+            targets,
+            temperature=temperature,
+            chunk_tokens=chunk_tokens,
+        )
+        # A padded slot's log-probability is arbitrary, and exp of it may overflow.
+        ratio = jnp.exp(jnp.where(weights != 0, log_probs - behaviour, 0.0))
+        clipped = jnp.clip(ratio, 1 - clip, 1 + clip)
+        surrogate = jnp.minimum(ratio * advantage, clipped * advantage)
+        metrics = {
+            "reverse_kl": weighted_sum(-advantage, weights),
+            "ratio": weighted_sum(ratio, weights),
+            "clip_fraction": weighted_sum(
+                (clipped * advantage < ratio * advantage).astype(jnp.float32), weights
+            ),
+        }
+        return -weighted_sum(surrogate, weights), metrics
+
+    return objective
+
+
+def full_vocabulary(
+    student: LanguageModel,
+    teacher: LanguageModel,
+    divergence: Divergence,
+    *,
+    temperature: float,
+    chunk_tokens: int = DEFAULT_CHUNK_TOKENS,
+) -> Objective:
+    """Distillation on the whole next-token distribution, P1 eq. (1) and (8).
+
+    `L = sum_t w_t D(pi_T(. | x, y_<t), pi(. | x, y_<t))` on sequences that were
+    sampled; the sampling itself is not differentiated. Both distributions are taken at
+    the rollout's temperature, over the tokenizer's vocabulary.
+
+    Args:
+      student: The model that is trained.
+      teacher: The model it learns from; its parameters are the objective's context.
+      divergence: From `geomjax.objectives.divergence`.
+      temperature: That of the rollout.
+      chunk_tokens: Tokens whose logits exist at a time.
+
+    Returns:
+      The objective. It has no metrics of its own.
+
+    Raises:
+      ValueError: The two vocabularies differ in size.
+    """
+    if student.vocab_size != teacher.vocab_size:
+        raise ValueError(
+            f"the student's vocabulary has {student.vocab_size} tokens, the teacher's "
+            f"{teacher.vocab_size}; distillation needs one tokenizer"
+        )
+
+    def objective(params: Params, teacher_params: Params, batch: Batch):
+        inputs = batch.tokens, batch.positions, batch.segment_ids
+        _, shifted = shift_targets(batch)
+        student_hidden = student.apply(params, *inputs)[:, :-1]
+        teacher_hidden = teacher.apply(teacher_params, *inputs)[:, :-1]
+        student_head = student.unembedding(params)
+        teacher_head = jax.lax.stop_gradient(teacher.unembedding(teacher_params))
+
+        def token_losses(student_hidden, teacher_hidden):
+            ours = logits(student, student_head, student_hidden, temperature)
+            theirs = logits(teacher, teacher_head, teacher_hidden, temperature)
+            return divergence(jax.nn.log_softmax(theirs), jax.nn.log_softmax(ours))
+
+        flat = tuple(
+            h.reshape(-1, h.shape[-1])
+            for h in (student_hidden, jax.lax.stop_gradient(teacher_hidden))
+        )
+        losses = map_token_chunks(token_losses, flat, chunk_tokens)
+        loss = weighted_sum(losses.reshape(shifted.weights.shape), shifted.weights)
+        return loss, {}
+
+    return objective

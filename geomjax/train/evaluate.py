@@ -1,0 +1,122 @@
+"""Greedy accuracy and divergence from the teacher on held-out prompts."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int32
+from transformers import PreTrainedTokenizerFast
+
+from geomjax.data.answers import decode_completions, exact_match
+from geomjax.data.batches import PromptBatch, pad_prompts
+from geomjax.objectives.distill import full_vocabulary
+from geomjax.objectives.divergence import reverse_kl
+from geomjax.rollout.sample import sample
+from geomjax.train.step import Sampling, mini_batch, rollout
+from geomjax.typing import LanguageModel, Params
+
+Evaluate = Callable[[Params], dict[str, float]]
+
+
+def _batches(
+    token_ids: Sequence[Int32[np.ndarray, "_"]], rows: int, length: int, pad_id: int
+) -> list[PromptBatch]:
+    """Batches of one shape; the last is filled up with copies of the first prompt."""
+    filled = [*token_ids, *[token_ids[0]] * (-len(token_ids) % rows)]
+    return [
+        pad_prompts(filled[i : i + rows], length, pad_id)
+        for i in range(0, len(filled), rows)
+    ]
+
+
+def make_accuracy(
+    model: LanguageModel,
+    tokenizer: PreTrainedTokenizerFast,
+    token_ids: Sequence[Int32[np.ndarray, "_"]],
+    answers: Sequence[str],
+    sampling: Sampling,
+    *,
+    prompt_length: int,
+    batch_size: int,
+) -> Callable[[Params], np.ndarray]:
+    """Exact-match accuracy of greedy completions.
+
+    Args:
+      model: The model.
+      tokenizer: Its tokenizer.
+      token_ids: Encoded prompts.
+      answers: The answer of each prompt.
+      sampling: Stop tokens and lengths; its temperature and count are not used.
+      prompt_length: Padded length in tokens.
+      batch_size: Prompts decoded at a time.
+
+    Returns:
+      A function from parameters to `[n]` float32, 1 where the answer is right.
+    """
+    greedy = jax.jit(
+        lambda params, batch: sample(
+            model,
+            params,
+            batch.tokens,
+            batch.positions,
+            batch.segment_ids,
+            jax.random.key(0),
+            max_new_tokens=sampling.max_new_tokens,
+            stop_tokens=sampling.stop_tokens,
+            temperature=0.0,
+            pad_token=sampling.pad_token,
+        ).tokens
+    )
+    batches = _batches(token_ids, batch_size, prompt_length, sampling.pad_token)
+    batches = [jax.tree.map(jnp.asarray, batch) for batch in batches]
+
+    def accuracy(params: Params) -> np.ndarray:
+        tokens = [greedy(params, batch) for batch in batches]
+        drawn = np.concatenate(jax.device_get(tokens))[: len(answers), prompt_length:]
+        texts = decode_completions(drawn, tokenizer, sampling.stop_tokens)
+        scores = [
+            exact_match(completion.text, answer).value if completion.stopped else 0.0
+            for completion, answer in zip(texts, answers, strict=True)
+        ]
+        return np.array(scores, np.float32)
+
+    return accuracy
+
+
+def make_divergence(
+    student: LanguageModel,
+    teacher: LanguageModel,
+    token_ids: Sequence[Int32[np.ndarray, "_"]],
+    sampling: Sampling,
+    *,
+    prompt_length: int,
+    seed: int,
+) -> Callable[[Params, Params], jax.Array]:
+    """Whole-vocabulary `KL(student || teacher)` on completions that are sampled anew.
+
+    Less noisy than the training loss, and the same quantity for every objective.
+
+    Args:
+      student: The model that samples.
+      teacher: The model compared with.
+      token_ids: Encoded prompts, completed in one batch.
+      sampling: How completions are drawn; one is drawn for each prompt.
+      prompt_length: Padded length in tokens.
+      seed: Seed of the draws, which are the same in every evaluation.
+
+    Returns:
+      A jitted function from the parameters of student and teacher to nats a token.
+    """
+    objective = full_vocabulary(
+        student, teacher, reverse_kl, temperature=sampling.temperature
+    )
+    prompts = pad_prompts(token_ids, prompt_length, sampling.pad_token)
+    once = sampling._replace(samples_per_prompt=1)
+
+    @jax.jit
+    def divergence(params: Params, teacher_params: Params) -> jax.Array:
+        drawn = rollout(student, params, prompts, jax.random.key(seed), once)
+        return objective(params, teacher_params, mini_batch(drawn))[0]
+
+    return divergence

@@ -1,0 +1,269 @@
+"""One optimizer update, and one training step of distillation made of several."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from geomjax.data.batches import PromptBatch
+from geomjax.objectives.base import Batch, Metrics, Objective, token_mean
+from geomjax.optim.apply import apply_updates
+from geomjax.optim.roles import leaf_paths
+from geomjax.optim.state_figures import adam_state_figures
+from geomjax.rollout.sample import Rollout, sample
+from geomjax.typing import LanguageModel, Params, PRNGKey
+
+
+class TrainState(NamedTuple):
+    """What a run is at a step; everything else follows from the configuration.
+
+    Attributes:
+      step: Scalar int32, training steps done.
+      params: Parameters, float32.
+      opt_state: State of the optimizer.
+    """
+
+    step: Int[Array, ""]
+    params: Params
+    opt_state: Any
+
+
+StepMetrics = dict[str, Float[Array, " u"]]
+"""One value for each of the u optimizer updates of a training step."""
+
+Step = Callable[..., tuple[TrainState, StepMetrics]]
+
+
+def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
+    """The state before the first step; copies `params`, as a step donates its state."""
+    params = jax.tree.map(jnp.copy, params)
+    return TrainState(jnp.int32(0), params, tx.init(params))
+
+
+def accumulate_gradients(
+    objective: Objective, params: Params, context: Params, batch: Batch, parts: int
+) -> tuple[Params, Float[Array, ""], Metrics]:
+    """Gradient of the loss over a mini-batch, in `parts` micro-batches.
+
+    The weights of the batch sum to one over the whole of it, so that the parts' losses,
+    gradients and metrics add.
+
+    Args:
+      objective: Loss and metrics of a batch.
+      params: Parameters to differentiate in.
+      context: Passed on to the objective.
+      batch: A mini-batch; `parts` divides its rows.
+      parts: Number of micro-batches, which bounds the memory of activations.
+
+    Returns:
+      Gradients, loss and metrics.
+    """
+    value_and_grad = jax.value_and_grad(objective, has_aux=True)
+    if parts == 1:
+        (loss, metrics), gradients = value_and_grad(params, context, batch)
+        return gradients, loss, metrics
+
+    def body(total, part):
+        (loss, metrics), gradients = value_and_grad(params, context, part)
+        return jax.tree.map(jnp.add, total, (gradients, loss, metrics)), None
+
+    first, rest = _split_first(batch, parts)
+    (loss, metrics), gradients = value_and_grad(params, context, first)
+    return jax.lax.scan(body, (gradients, loss, metrics), rest)[0]
+
+
+def _split_rows(tree: Any, parts: int) -> Any:
+    """Reshapes the rows `[B, ...]` of every leaf to `[parts, B / parts, ...]`."""
+    rows = jax.tree.leaves(tree)[0].shape[0]
+    if rows % parts:
+        raise ValueError(f"{rows} sequences cannot be split into {parts} equal parts")
+    return jax.tree.map(lambda x: x.reshape(parts, rows // parts, *x.shape[1:]), tree)
+
+
+def _split_first(tree: Any, parts: int) -> tuple[Any, Any]:
+    split = _split_rows(tree, parts)
+    return jax.tree.map(lambda x: x[0], split), jax.tree.map(lambda x: x[1:], split)
+
+
+def make_update(
+    objective: Objective, tx: optax.GradientTransformation, *, micro_batches: int
+) -> Callable[
+    [Params, Any, Params, Batch], tuple[Params, Any, dict[str, Float[Array, ""]]]
+]:
+    """One optimizer update from a mini-batch, as a pure function.
+
+    Args:
+      objective: Loss and metrics of a batch.
+      tx: Any optax transform.
+      micro_batches: Parts in which the gradient is accumulated.
+
+    Returns:
+      `update(params, opt_state, context, batch) -> (params, opt_state, metrics)`. The
+      metrics are the objective's, with `loss`, `grad_norm`, `update_norm`, the
+      optimizer's figures where it has moments (`adam_state_figures`), and `finite/PATH` for every parameter, 1.0
+      where its gradient is finite.
+    """
+
+    def update(params, opt_state, context, batch):
+        gradients, loss, metrics = accumulate_gradients(
+            objective, params, context, batch, micro_batches
+        )
+        updates, opt_state = tx.update(gradients, opt_state, params)
+        metrics = metrics | {
+            "loss": loss,
+            "grad_norm": optax.tree.norm(gradients),
+            "update_norm": optax.tree.norm(updates),
+            **_optimizer_figures(gradients, opt_state),
+            **_finite_flags(gradients),
+        }
+        return apply_updates(params, updates), opt_state, metrics
+
+    return update
+
+
+def _optimizer_figures(gradients, opt_state) -> dict[str, Float[Array, ""]]:
+    figures = adam_state_figures(gradients, opt_state)
+    if figures is None:
+        return {}
+    return {
+        "momentum_gradient_cosine": figures.momentum_gradient_cosine,
+        "root_second_moment_variation": figures.root_second_moment_variation,
+    }
+
+
+FINITE = "finite/"
+"""Prefix of the metrics that say whether a parameter's gradient is finite."""
+
+
+def _finite_flags(gradients: Params) -> dict[str, Float[Array, ""]]:
+    return {
+        FINITE + ".".join(path): jnp.isfinite(leaf).all().astype(jnp.float32)
+        for path, leaf in zip(
+            leaf_paths(gradients), jax.tree.leaves(gradients), strict=True
+        )
+    }
+
+
+def make_supervised_step(
+    objective: Objective, tx: optax.GradientTransformation, *, micro_batches: int = 1
+) -> Step:
+    """A training step on given sequences: `step(state, context, batch)`, jitted.
+
+    The state is donated.
+    """
+    update = make_update(objective, tx, micro_batches=micro_batches)
+
+    def step(state: TrainState, context: Params, batch: Batch):
+        params, opt_state, metrics = update(
+            state.params, state.opt_state, context, batch
+        )
+        metrics = jax.tree.map(lambda x: x[None], metrics)
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+class Sampling(NamedTuple):
+    """How rollouts are drawn.
+
+    Attributes:
+      samples_per_prompt: Completions of each prompt, n.
+      max_new_tokens: Most tokens of a completion.
+      temperature: Softmax temperature, that of the loss too.
+      stop_tokens: Ids that end a completion.
+      pad_token: Id written after the end.
+    """
+
+    samples_per_prompt: int
+    max_new_tokens: int
+    temperature: float
+    stop_tokens: tuple[int, ...]
+    pad_token: int
+
+
+def rollout(
+    student: LanguageModel,
+    params: Params,
+    prompts: PromptBatch,
+    key: PRNGKey,
+    sampling: Sampling,
+) -> Rollout:
+    """Samples n completions of each prompt; those of one prompt are adjacent rows."""
+
+    def repeat(array):
+        return jnp.repeat(jnp.asarray(array), sampling.samples_per_prompt, axis=0)
+
+    return sample(
+        student,
+        params,
+        repeat(prompts.tokens),
+        repeat(prompts.positions),
+        repeat(prompts.segment_ids),
+        key,
+        max_new_tokens=sampling.max_new_tokens,
+        stop_tokens=sampling.stop_tokens,
+        temperature=sampling.temperature,
+        pad_token=sampling.pad_token,
+    )
+
+
+def mini_batch(part: Rollout) -> Batch:
+    """A mini-batch of sampled sequences, its completion tokens weighted equally."""
+    return Batch(
+        tokens=part.tokens,
+        positions=part.positions,
+        segment_ids=part.segment_ids,
+        weights=token_mean(part.completion),
+        behaviour_log_probs=part.log_probs,
+    )
+
+
+def make_distill_step(
+    student: LanguageModel,
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    sampling: Sampling,
+    *,
+    mini_batches: int,
+    micro_batches: int = 1,
+) -> Step:
+    """A training step of on-policy distillation, P1's outer loop, jitted.
+
+    `step(state, teacher_params, prompts, key)` samples n completions of each prompt
+    from the student, and then takes `mini_batches` optimizer updates on them, each on
+    its own share of the prompts. The state is donated.
+
+    Args:
+      student: The model that samples and is trained.
+      objective: Takes the teacher's parameters as its context.
+      tx: Any optax transform.
+      sampling: How rollouts are drawn.
+      mini_batches: Optimizer updates a rollout.
+      micro_batches: Parts in which the gradient of one update is accumulated.
+
+    Returns:
+      The step. Metrics, one value an update: those of `make_update`, and
+      `completion_tokens`, the mean length of a completion in the mini-batch.
+    """
+    update = make_update(objective, tx, micro_batches=micro_batches)
+
+    def step(state: TrainState, teacher_params: Params, prompts: PromptBatch, key):
+        drawn = rollout(student, state.params, prompts, key, sampling)
+
+        def body(carry, part):
+            params, opt_state, metrics = update(
+                *carry, teacher_params, mini_batch(part)
+            )
+            lengths = part.completion.sum(axis=-1, dtype=jnp.float32)
+            metrics["completion_tokens"] = lengths.mean()
+            return (params, opt_state), metrics
+
+        (params, opt_state), metrics = jax.lax.scan(
+            body, (state.params, state.opt_state), _split_rows(drawn, mini_batches)
+        )
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return jax.jit(step, donate_argnums=0)
