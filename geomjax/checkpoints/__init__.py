@@ -11,5 +11,6 @@ from geomjax.checkpoints.safetensors import SafetensorsSource as SafetensorsSour
 from geomjax.checkpoints.sources import CheckpointSource as CheckpointSource
 from geomjax.checkpoints.sources import DictSource as DictSource
 from geomjax.checkpoints.sources import open_source as open_source
+from geomjax.checkpoints.sources import open_specs as open_specs
 from geomjax.checkpoints.sources import tree_source as tree_source
 from geomjax.checkpoints.writer import write_safetensors as write_safetensors

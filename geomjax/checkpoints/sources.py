@@ -11,6 +11,7 @@ import numpy as np
 
 from geomjax.checkpoints.dtypes import is_weight, left_out_reason
 from geomjax.checkpoints.errors import CheckpointError
+from geomjax.checkpoints.hub import download, hub_specs
 from geomjax.checkpoints.safetensors import INDEX_FILE, SINGLE_FILE, SafetensorsSource
 from geomjax.typing import Params, TensorSource, TensorSpec
 
@@ -140,7 +141,7 @@ def open_source(
     """
     path = Path(path_or_name)
     if not path.exists():
-        path = _download(os.fspath(path_or_name), revision)
+        path = download(os.fspath(path_or_name), revision)
     source = _open_file(path) if path.is_file() else _open_folder(path, base)
     if source is None:
         raise CheckpointError(
@@ -153,6 +154,28 @@ def open_source(
             ],
         )
     return source
+
+
+def open_specs(
+    path_or_name: str | os.PathLike[str], *, revision: str | None = None
+) -> dict[str, TensorSpec]:
+    """Names, shapes and dtypes of a checkpoint's weights, before any download.
+
+    Args:
+        path_or_name: as for `open_source`. Of a hub repository that is not on this
+            machine only the headers of its safetensors files are fetched.
+        revision: branch, tag or commit of a hub repository; its main branch by default.
+
+    Returns:
+        Name to `TensorSpec`, of the floating-point tensors.
+
+    Raises:
+        CheckpointError: as `open_source`.
+    """
+    if not Path(path_or_name).exists():
+        return hub_specs(os.fspath(path_or_name), revision)
+    source = open_source(path_or_name)
+    return {name: source.spec(name) for name in source.keys()}
 
 
 def _open_file(path: Path) -> CheckpointSource | None:
@@ -204,32 +227,3 @@ def _contents(path: Path) -> str:
     if not names:
         return "nothing"
     return ", ".join(names[:10]) + (" ..." if len(names) > 10 else "")
-
-
-def _download(name: str, revision: str | None) -> Path:
-    """The local snapshot of a hub repository."""
-    # Imported here: it takes longer than everything else, and few calls need it.
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    advice = (
-        "give the path of a local folder, or the name of a public repository with "
-        "access to the hub (HF_HUB_OFFLINE unset)"
-    )
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise CheckpointError(name, ["no such file or folder", advice])
-    try:
-        return Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                allow_patterns=["*.safetensors", "*.json"],
-                ignore_patterns=["*/*"],
-            )
-        )
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            name,
-            [f"no such local path, and not downloaded from the hub: {reason}", advice],
-        ) from error

@@ -130,6 +130,15 @@ def test_an_older_mesh_without_coordinates_goes_by_rank(tmp_path):
     np.testing.assert_array_equal(source.read("w"), array)
 
 
+def test_classes_are_known_under_the_names_of_older_versions(tmp_path):
+    array = _array(4)
+    for rank, piece in enumerate(_chunks(array, 2)):
+        archive = Archive("torch.distributed._tensor")
+        root = {"w": archive.dtensor(piece, (4,), (0,), [rank])}
+        archive.save(tmp_path / f"model_world_size_2_rank_{rank}.pt", root)
+    np.testing.assert_array_equal(FsdpSource(tmp_path).read("w"), array)
+
+
 def test_the_config_of_the_run_says_whether_heads_are_tied(tmp_path):
     folder = _write(tmp_path, _sharded({"w": _array(4)}, 2))
     assert FsdpSource(folder).tie_word_embeddings is None

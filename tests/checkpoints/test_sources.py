@@ -1,5 +1,6 @@
 """Sources in memory, and opening a checkpoint by its path."""
 
+import functools
 import os
 
 import jax
@@ -7,6 +8,17 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from huggingface_hub.errors import (
+    LocalEntryNotFoundError,
+    NotASafetensorsRepoError,
+    OfflineModeIsEnabled,
+    SafetensorsParsingError,
+)
+from huggingface_hub.utils import (
+    SafetensorsFileMetadata,
+    SafetensorsRepoMetadata,
+    TensorInfo,
+)
 from torch_format import save
 
 from geomjax.checkpoints import (
@@ -15,6 +27,7 @@ from geomjax.checkpoints import (
     DictSource,
     SafetensorsSource,
     open_source,
+    open_specs,
     tree_source,
     write_safetensors,
 )
@@ -101,29 +114,88 @@ def test_a_missing_path_says_how_to_name_one(tmp_path):
         open_source(tmp_path / "absent")
 
 
-def test_a_hub_name_without_the_hub_says_how_to_go_on(monkeypatch):
+@pytest.fixture
+def hub(monkeypatch):
+    """A stand-in for the hub: what its functions return or raise, and their calls."""
     import huggingface_hub
-    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    asked = {}
+    answers, asked = {}, {}
 
-    def offline(name, **options):
-        asked.update(options, name=name)
-        raise LocalEntryNotFoundError("offline, and not in the cache")
+    def answer(function, name, **options):
+        asked[function] = {"name": name} | options
+        if isinstance(answers[function], Exception):
+            raise answers[function]
+        return answers[function]
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    for function in ("snapshot_download", "get_safetensors_metadata"):
+        stand_in = functools.partial(answer, function)
+        monkeypatch.setattr(huggingface_hub, function, stand_in)
+    return answers, asked
+
+
+def test_a_hub_name_without_the_hub_says_how_to_go_on(hub):
+    answers, asked = hub
+    answers["snapshot_download"] = LocalEntryNotFoundError("not in the cache")
     with pytest.raises(CheckpointError, match="path of a local folder") as caught:
         open_source("org/name", revision="v1")
-    assert "offline, and not in the cache" in str(caught.value)
-    assert asked["allow_patterns"] == ["*.safetensors", "*.json"]
-    assert (asked["name"], asked["revision"]) == ("org/name", "v1")
+    assert "not in the cache" in str(caught.value)
+    assert asked["snapshot_download"] == {
+        "name": "org/name",
+        "revision": "v1",
+        "allow_patterns": ["*.safetensors", "*.json"],
+        "ignore_patterns": ["*/*"],
+    }
 
 
-def test_a_hub_snapshot_is_opened_as_a_folder(tmp_path, monkeypatch):
-    import huggingface_hub
-
+def test_a_hub_snapshot_is_opened_as_a_folder(tmp_path, hub):
+    answers, _ = hub
     write_safetensors(tmp_path, {"w": np.ones(2)})
-    monkeypatch.setattr(
-        huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path)
-    )
+    answers["snapshot_download"] = str(tmp_path)
     assert list(open_source("org/name").keys()) == ["w"]
+
+
+def test_specs_of_a_hub_repository_come_from_headers_alone(hub):
+    answers, asked = hub
+
+    def file(**tensors):
+        infos = {name: TensorInfo(*info, (0, 0)) for name, info in tensors.items()}
+        return SafetensorsFileMetadata({}, infos)
+
+    answers["get_safetensors_metadata"] = SafetensorsRepoMetadata(
+        metadata=None,
+        sharded=True,
+        weight_map={},
+        files_metadata={
+            "1": file(w=("BF16", [2, 3]), ids=("I64", [4])),
+            "2": file(v=("F32", [5])),
+        },
+    )
+    assert open_specs("org/name", revision="v1") == {
+        "w": ((2, 3), np.dtype(ml_dtypes.bfloat16)),
+        "v": ((5,), np.dtype(np.float32)),
+    }
+    assert "snapshot_download" not in asked
+    assert asked["get_safetensors_metadata"]["revision"] == "v1"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NotASafetensorsRepoError("no safetensors here"),
+        SafetensorsParsingError("a bad header"),
+        OfflineModeIsEnabled("offline"),
+    ],
+)
+def test_specs_that_cannot_be_had_say_how_to_go_on(hub, error):
+    answers, _ = hub
+    answers["get_safetensors_metadata"] = error
+    with pytest.raises(CheckpointError, match="path of a local folder") as caught:
+        open_specs("org/name")
+    assert str(error) in str(caught.value)
+
+
+def test_specs_of_a_local_checkpoint(tmp_path):
+    write_safetensors(tmp_path, {"w": np.ones((2, 3), np.float16)})
+    assert open_specs(tmp_path) == {"w": ((2, 3), np.dtype(np.float16))}
+    with pytest.raises(CheckpointError, match="no such file or folder"):
+        open_specs(tmp_path / "absent")

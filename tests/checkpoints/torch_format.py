@@ -67,10 +67,11 @@ def _emit(value):
 
 
 class Archive:
-    """A state dict on its way to a file."""
+    """A state dict on its way to a file; `package` is where DTensor lives."""
 
-    def __init__(self):
+    def __init__(self, package="torch.distributed.tensor"):
         self.storages = {}
+        self.package = package
 
     def tensor(self, array, shape=None, strides=None, offset=0, numel=None):
         """The description of a tensor, whose elements are put into a new storage."""
@@ -91,7 +92,7 @@ class Archive:
 
     def dtensor(self, array, shape, placements, coordinates, mesh=None):
         """The description of a rank's part of a distributed tensor."""
-        tensor = "torch.distributed.tensor"
+        tensor = self.package
         spec = call(
             f"{tensor}._dtensor_spec.DTensorSpec",
             state={
