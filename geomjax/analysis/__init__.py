@@ -1,0 +1,12 @@
+"""What training did to the weights: tables, aggregates, nulls and comparisons."""
+
+from geomjax.analysis.aggregate import Summary as Summary
+from geomjax.analysis.aggregate import summarize as summarize
+from geomjax.analysis.measure import Row as Row
+from geomjax.analysis.measure import measure as measure
+from geomjax.analysis.metrics import DEFAULT as DEFAULT
+from geomjax.analysis.metrics import Column as Column
+from geomjax.analysis.metrics import Metric as Metric
+from geomjax.analysis.metrics import Pool as Pool
+from geomjax.analysis.metrics import default_metrics as default_metrics
+from geomjax.analysis.operands import Operands as Operands

@@ -1,0 +1,137 @@
+"""The update D = W' - W of one tensor, and stacks of tensors of the same kind."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from functools import partial
+from typing import Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+Delta = Literal["stored", "master"]
+Subtract = Literal["bfloat16", "float32"]
+
+
+class Update(NamedTuple):
+    """One tensor of the source and its update, or a stack of same-shape tensors.
+
+    Attributes:
+        name: the tensor's name in the source, or a tuple of names for a stack.
+        source: W in float32, holding bfloat16 values unless `delta` is `master`.
+        delta: D in float32.
+        source_dtype: dtype in which the source stores the tensor.
+        tuned_dtype: dtype in which the tuned side stores it.
+        delta_dtype: the column `delta_dtype`: `bfloat16`, `float32` or `master`.
+    """
+
+    name: str | tuple[str, ...]
+    source: Float[Array, "..."]
+    delta: Float[Array, "..."]
+    source_dtype: str
+    tuned_dtype: str
+    delta_dtype: str
+
+
+class TensorKind(NamedTuple):
+    """What tensors must share to be measured as one stack."""
+
+    shape: tuple[int, ...]
+    source_dtype: str
+    tuned_dtype: str
+
+
+def delta_dtype(delta: Delta, subtract: Subtract) -> str:
+    """The value of the column `delta_dtype` for a way to form D."""
+    if delta not in get_args(Delta):
+        raise ValueError(f"delta={delta!r}: expected one of {get_args(Delta)}")
+    if subtract not in get_args(Subtract):
+        raise ValueError(f"subtract={subtract!r}: expected one of {get_args(Subtract)}")
+    return "master" if delta == "master" else subtract
+
+
+def to_bfloat16_values(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """Rounds to the nearest bfloat16 value, kept in float32.
+
+    `lax.reduce_precision` is used because XLA may drop a pair of casts there and back
+    (`xla_allow_excess_precision`), which would leave the value unrounded.
+    """
+    return lax.reduce_precision(x.astype(jnp.float32), exponent_bits=8, mantissa_bits=7)
+
+
+@partial(jax.jit, static_argnames=("delta", "subtract"))
+def form(
+    source: Float[Array, "*s"],
+    tuned: Float[Array, "*s"],
+    *,
+    delta: Delta = "stored",
+    subtract: Subtract = "bfloat16",
+) -> tuple[Float[Array, "*s"], Float[Array, "*s"], Float[Array, "*s"]]:
+    """W, W' and D = W' - W, all in float32.
+
+    `stored` rounds both sides to bfloat16 first, as both papers do. P1 then rounds the
+    difference to bfloat16 again (`subtract="bfloat16"`); P2 keeps it in float32.
+    `master` subtracts the values as they are stored, in float32.
+
+    Args:
+        source: W, in its storage dtype.
+        tuned: W', in its storage dtype.
+        delta: `stored` or `master`.
+        subtract: rounding of a stored difference; without effect under `master`.
+
+    Returns:
+        W, W' and D.
+    """
+    if delta == "master":
+        w, w_tuned = source.astype(jnp.float32), tuned.astype(jnp.float32)
+    else:
+        w, w_tuned = to_bfloat16_values(source), to_bfloat16_values(tuned)
+    d = w_tuned - w
+    if delta == "stored" and subtract == "bfloat16":
+        d = to_bfloat16_values(d)
+    return w, w_tuned, d
+
+
+def form_update(
+    name: str,
+    source: np.ndarray | Array,
+    tuned: np.ndarray | Array,
+    *,
+    delta: Delta = "stored",
+    subtract: Subtract = "bfloat16",
+) -> Update:
+    """Forms the update of one pair of tensors.
+
+    Args:
+        name: the tensor's name.
+        source: W, in checkpoint orientation and storage dtype.
+        tuned: W', likewise.
+        delta: `stored` or `master`, see `form`.
+        subtract: `bfloat16` or `float32`, see `form`.
+
+    Returns:
+        The update.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    label = delta_dtype(delta, subtract)
+    if source.shape != tuned.shape:
+        raise ValueError(
+            f"{name}: the source has shape {source.shape} and the tuned side "
+            f"{tuned.shape}; an update needs equal shapes"
+        )
+    w, _, d = form(source, tuned, delta=delta, subtract=subtract)
+    return Update(name, w, d, str(source.dtype), str(tuned.dtype), label)
+
+
+def group_by_kind(
+    kinds: Iterable[tuple[str, TensorKind]],
+) -> dict[TensorKind, list[str]]:
+    """Names of tensors that can run as one stack, in order of first appearance."""
+    groups: dict[TensorKind, list[str]] = defaultdict(list)
+    for name, kind in kinds:
+        groups[kind].append(name)
+    return dict(groups)
