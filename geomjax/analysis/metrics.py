@@ -111,13 +111,16 @@ def norms() -> Metric:
 
 
 def unchanged() -> Metric:
-    """Shares of coordinates that did not move, by every published threshold."""
+    """Shares of coordinates that did not move, by every published threshold.
+
+    P1 compares bfloat16 differences in bfloat16, so that its tolerances, absolute and
+    relative, are rounded to bfloat16 as well; here that is done where D is rounded.
+    """
     atols = tuple(f"unchanged_atol_{a:.0e}" for a in ATOLS)
     relative = tuple(f"unchanged_rms_{t:.0e}" for t in RMS_TOLERANCES)
 
     def kernel(x: Operands) -> dict[str, Array]:
         delta = x.flat(x.delta)
-        # P1 compares in bfloat16, with a tolerance rounded to bfloat16 as well.
         rounded = (
             [float(ml_dtypes.bfloat16(a)) for a in ATOLS] if x.delta_is_bf16 else ATOLS
         )
@@ -125,9 +128,10 @@ def unchanged() -> Metric:
         absolute = jnp.broadcast_to(absolute, (delta.shape[0], len(absolute)))
         within = sparsity.fraction_within(delta, absolute)
         rms = jnp.sqrt(x.source_energy / delta.shape[-1])
-        below = sparsity.fraction_below(
-            delta, rms[:, None] * jnp.asarray(RMS_TOLERANCES, x.dtype)[None]
-        )
+        relative_to = rms[:, None] * jnp.asarray(RMS_TOLERANCES, x.dtype)[None]
+        if x.delta_is_bf16:
+            relative_to = to_bfloat16_values(relative_to).astype(x.dtype)
+        below = sparsity.fraction_below(delta, relative_to)
         below = jnp.where(rms[:, None] > 0, below, 0)
         shares = [*jnp.moveaxis(within, -1, 0), *jnp.moveaxis(below, -1, 0)]
         return dict(

@@ -29,7 +29,7 @@ def rows():
 
 
 def _compare(ours, theirs, rel, label, atol=0.0):
-    theirs = float(theirs or "nan")
+    theirs = float("nan" if theirs == "" else theirs)
     if theirs != theirs:
         assert ours is None, label
     else:
