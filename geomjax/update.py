@@ -20,8 +20,8 @@ class Update(NamedTuple):
 
     Attributes:
         name: the tensor's name in the source, or a tuple of names for a stack.
-        source: W in float32, holding bfloat16 values unless `delta` is `master`.
-        delta: D in float32.
+        source: W, bfloat16 under `stored` and float32 under `master`.
+        delta: D, bfloat16 or float32 as `delta_dtype` says.
         source_dtype: dtype in which the source stores the tensor.
         tuned_dtype: dtype in which the tuned side stores it.
         delta_dtype: the column `delta_dtype`: `bfloat16`, `float32` or `master`.
@@ -52,13 +52,16 @@ def delta_dtype(delta: Delta, subtract: Subtract) -> str:
     return "master" if delta == "master" else subtract
 
 
-def to_bfloat16_values(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """Rounds to the nearest bfloat16 value, kept in float32.
+def to_bfloat16(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """Rounds to bfloat16, to nearest even.
 
-    `lax.reduce_precision` is used because XLA may drop a pair of casts there and back
+    By way of `lax.reduce_precision`: XLA may drop a pair of casts there and back
     (`xla_allow_excess_precision`), which would leave the value unrounded.
     """
-    return lax.reduce_precision(x.astype(jnp.float32), exponent_bits=8, mantissa_bits=7)
+    if x.dtype == jnp.bfloat16:
+        return x
+    x = lax.reduce_precision(x.astype(jnp.float32), exponent_bits=8, mantissa_bits=7)
+    return x.astype(jnp.bfloat16)
 
 
 @partial(jax.jit, static_argnames=("delta", "subtract"))
@@ -69,7 +72,7 @@ def form(
     delta: Delta = "stored",
     subtract: Subtract = "bfloat16",
 ) -> tuple[Float[Array, "*s"], Float[Array, "*s"], Float[Array, "*s"]]:
-    """W, W' and D = W' - W, all in float32.
+    """W, W' and D = W' - W, in bfloat16 where they hold bfloat16 values.
 
     `stored` rounds both sides to bfloat16 first, as both papers do. P1 then rounds the
     difference to bfloat16 again (`subtract="bfloat16"`); P2 keeps it in float32.
@@ -87,10 +90,10 @@ def form(
     if delta == "master":
         w, w_tuned = source.astype(jnp.float32), tuned.astype(jnp.float32)
     else:
-        w, w_tuned = to_bfloat16_values(source), to_bfloat16_values(tuned)
-    d = w_tuned - w
+        w, w_tuned = to_bfloat16(source), to_bfloat16(tuned)
+    d = w_tuned.astype(jnp.float32) - w.astype(jnp.float32)
     if delta == "stored" and subtract == "bfloat16":
-        d = to_bfloat16_values(d)
+        d = to_bfloat16(d)
     return w, w_tuned, d
 
 

@@ -93,20 +93,12 @@ def measure_stack(
     axes = tuple(range(1, w.ndim))
     finite = jnp.all(jnp.isfinite(w) & jnp.isfinite(w_tuned), axis=axes)
     keep = finite.reshape(-1, *(1 for _ in axes))
-    w, w_tuned, d = (jnp.where(keep, x, 0) for x in (w, w_tuned, d))
+    w, w_tuned, d = (jnp.where(keep, x, jnp.zeros_like(x)) for x in (w, w_tuned, d))
     metrics = applicable(plan.metrics, len(axes))
     matrix = len(axes) == 2
-    stored = plan.delta == "stored"
-    operands = Operands(
-        w,
-        w_tuned,
-        d,
-        source_is_bf16=stored,
-        delta_is_bf16=stored and plan.subtract == "bfloat16",
-        directions=max([m.directions(min(w.shape[1:])) for m in metrics] + [0])
-        if matrix
-        else 0,
-    )
+    r = min(w.shape[1:], default=0)
+    directions = max((m.directions(r) for m in metrics), default=0)
+    operands = Operands(w, w_tuned, d, directions=directions if matrix else 0)
     values = [column for metric in metrics for column in _columns(metric, operands)]
     return Measured(jnp.stack(values, axis=-1), finite)
 

@@ -23,7 +23,7 @@ from geomjax.analysis.operands import Operands
 from geomjax.geometry import masks, sparsity, spectrum, subspace
 from geomjax.geometry.factor import is_defined
 from geomjax.geometry.masks import SourceMask
-from geomjax.update import to_bfloat16_values
+from geomjax.update import to_bfloat16
 
 ATOLS = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
 RMS_TOLERANCES = (1e-4, 1e-3, 1e-2)
@@ -130,7 +130,7 @@ def unchanged() -> Metric:
         rms = jnp.sqrt(x.source_energy / delta.shape[-1])
         relative_to = rms[:, None] * jnp.asarray(RMS_TOLERANCES, x.dtype)[None]
         if x.delta_is_bf16:
-            relative_to = to_bfloat16_values(relative_to).astype(x.dtype)
+            relative_to = to_bfloat16(relative_to).astype(x.dtype)
         below = sparsity.fraction_below(delta, relative_to)
         below = jnp.where(rms[:, None] > 0, below, 0)
         shares = [*jnp.moveaxis(within, -1, 0), *jnp.moveaxis(below, -1, 0)]
@@ -146,10 +146,9 @@ def bf16_unchanged() -> Metric:
     """P2's share of coordinates whose bfloat16 value did not move."""
 
     def kernel(x: Operands) -> dict[str, Array]:
-        source, tuned = x.flat(x.source), x.flat(x.tuned)
-        if not x.source_is_bf16:
-            source, tuned = to_bfloat16_values(source), to_bfloat16_values(tuned)
-        return {"bf16_unchanged_fraction": sparsity.bf16_unchanged(source, tuned)}
+        source, tuned = to_bfloat16(x.stored_source), to_bfloat16(x.stored_tuned)
+        share = sparsity.bf16_unchanged(x.flat(source), x.flat(tuned))
+        return {"bf16_unchanged_fraction": share}
 
     column = Column("bf16_unchanged_fraction", Pool.NUMEL)
     return Metric("bf16_unchanged", kernel, (column,))
@@ -161,7 +160,9 @@ def coordinate_energy() -> Metric:
 
     def kernel(x: Operands) -> dict[str, Array]:
         shares = sparsity.coordinate_energy(
-            x.flat(x.delta), COORDINATE_FRACTIONS, low_bits=not x.delta_is_bf16
+            x.as_matrices(x.stored_delta),
+            COORDINATE_FRACTIONS,
+            low_bits=not x.delta_is_bf16,
         )
         return dict(zip(columns, jnp.moveaxis(shares, -1, 0), strict=True))
 
@@ -212,11 +213,9 @@ def projection() -> Metric:
 
     def kernel(x: Operands) -> dict[str, Array]:
         ranks = [spectrum.leading_rank(p, x.r) for p in FRACTIONS]
-        factors = x.source_factors
-        k = max(ranks)
         m, n = x.shape
         energies = subspace.projected_energies(
-            x.delta.astype(x.dtype), factors.left[:, :k], factors.right[:, :k], ranks
+            x.stored_source, x.stored_delta, x.source_factors, ranks
         )
         out = {}
         for i, (p, rank) in enumerate(zip(FRACTIONS, ranks, strict=True)):
@@ -239,13 +238,9 @@ def rotation() -> Metric:
 
     def kernel(x: Operands) -> dict[str, Array]:
         ranks = [spectrum.leading_rank(p, x.r) for p in FRACTIONS]
-        k = max(ranks)
-        means = subspace.nested_mean_sines(
-            x.source_factors.left[:, :k], x.tuned_factors.left[:, :k], ranks
-        )
         return {
-            name: jnp.where(x.both_defined(rank), means[:, i], jnp.nan)
-            for i, (name, rank) in enumerate(zip(names, ranks, strict=True))
+            name: jnp.where(x.both_defined(k), jnp.mean(sines, axis=-1), jnp.nan)
+            for name, k, sines in zip(names, ranks, x.sines("left", ranks), strict=True)
         }
 
     columns = tuple(Column(c, Pool.MATRIX, of_update=True) for c in names)
@@ -271,10 +266,7 @@ def principal_angles(angle_rank: int | None) -> Metric:
         defined = x.both_defined(k)
         out = {}
         for side in ("left", "right"):
-            angles = subspace.angles(
-                getattr(x.source_factors, side)[:, :k],
-                getattr(x.tuned_factors, side)[:, :k],
-            )
+            angles = subspace.angles(x.sines(side, [k])[0])
             degrees = jnp.where(defined[:, None], jnp.rad2deg(angles), jnp.nan)
             out[f"principal_angle_max_{side}_deg"] = degrees[:, 0]
             out[f"principal_angle_mean_{side}_deg"] = jnp.mean(degrees, axis=-1)
@@ -309,11 +301,14 @@ def update_density() -> Metric:
 
     def kernel(x: Operands) -> dict[str, Array]:
         delta = x.flat(x.delta)
-        moved = {
-            "update_density": delta != 0,
-            "update_density_atol_1e-05": jnp.abs(delta).astype(x.dtype) > SUPPORT_ATOL,
+        limits = jnp.broadcast_to(
+            jnp.asarray([0, SUPPORT_ATOL], x.dtype), (delta.shape[0], 2)
+        )
+        within = sparsity.fraction_within(delta, limits)
+        return {
+            "update_density": 1 - within[:, 0],
+            "update_density_atol_1e-05": 1 - within[:, 1],
         }
-        return {k: jnp.mean(v, axis=-1, dtype=x.dtype) for k, v in moved.items()}
 
     names = ("update_density", "update_density_atol_1e-05")
     columns = tuple(Column(name, Pool.NUMEL) for name in names)
@@ -338,13 +333,11 @@ def mask_coverage(mask_rank: int | None, mask_density: float | None) -> Metric:
         factors = x.source_factors
         k = max(pair.rank for pair in pairs)
         result = masks.coverage(
-            x.source,
-            x.delta != 0,
-            jnp.abs(x.delta).astype(x.dtype) > SUPPORT_ATOL,
-            factors.values,
-            factors.left[:, :k],
-            factors.right[:, :k],
+            x.stored_source,
+            x.stored_delta,
+            factors._replace(short=factors.short[:, :k], scale=factors.scale[:, :k]),
             pairs,
+            atol=SUPPORT_ATOL,
             low_bits=not x.source_is_bf16,
         )
         out = {}

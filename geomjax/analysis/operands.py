@@ -1,11 +1,13 @@
 """What a metric is computed from: W, W', D of a stack, and what metrics share."""
 
+from collections.abc import Sequence
 from functools import cached_property
+from typing import Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from geomjax.geometry import factor
+from geomjax.geometry import factor, subspace
 from geomjax.geometry.factor import Factors
 from geomjax.geometry.sparsity import energy
 
@@ -17,38 +19,48 @@ class Operands:
     asks for it and by none if none does: the attributes are traced lazily.
 
     Args:
-        source: W, float32.
-        tuned: W', float32.
-        delta: D, float32.
-        source_is_bf16: whether W and W' hold bfloat16 values.
-        delta_is_bf16: whether D does.
+        stored_source: W, bfloat16 or float32.
+        stored_tuned: W', likewise.
+        stored_delta: D, likewise.
         directions: leading singular vectors of W and W' that the metrics will need.
     """
 
-    source: Float[Array, "p *s"]
-    tuned: Float[Array, "p *s"]
-    delta: Float[Array, "p *s"]
-
     def __init__(
         self,
-        source: Float[Array, "p *s"],
-        tuned: Float[Array, "p *s"],
-        delta: Float[Array, "p *s"],
+        stored_source: Float[Array, "p *s"],
+        stored_tuned: Float[Array, "p *s"],
+        stored_delta: Float[Array, "p *s"],
         *,
-        source_is_bf16: bool,
-        delta_is_bf16: bool,
         directions: int,
     ):
-        self.source, self.tuned, self.delta = source, tuned, delta
-        self.source_is_bf16, self.delta_is_bf16 = source_is_bf16, delta_is_bf16
+        self.stored_source = stored_source
+        self.stored_tuned = stored_tuned
+        self.stored_delta = stored_delta
         self.directions = directions
+        self.source_is_bf16 = stored_source.dtype == jnp.bfloat16
+        self.delta_is_bf16 = stored_delta.dtype == jnp.bfloat16
         # The widest enabled float: float64 under `jax.enable_x64(True)`.
         self.dtype = jnp.result_type(float)
 
     @property
+    def source(self) -> Float[Array, "p *s"]:
+        """W in float32."""
+        return self.stored_source.astype(jnp.float32)
+
+    @property
+    def tuned(self) -> Float[Array, "p *s"]:
+        """W' in float32."""
+        return self.stored_tuned.astype(jnp.float32)
+
+    @property
+    def delta(self) -> Float[Array, "p *s"]:
+        """D in float32."""
+        return self.stored_delta.astype(jnp.float32)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one tensor, in checkpoint orientation."""
-        return self.source.shape[1:]
+        return self.stored_source.shape[1:]
 
     @property
     def r(self) -> int:
@@ -58,6 +70,10 @@ class Operands:
     def flat(self, x: Array) -> Array:
         """A stack with each tensor flattened: `[p, numel]`."""
         return x.reshape(x.shape[0], -1)
+
+    def as_matrices(self, x: Array) -> Float[Array, "p m n"]:
+        """A stack as matrices: what does not have two axes becomes one row."""
+        return x if len(self.shape) == 2 else x.reshape(x.shape[0], 1, -1)
 
     @cached_property
     def source_energy(self) -> Float[Array, " p"]:
@@ -77,17 +93,27 @@ class Operands:
     @cached_property
     def source_factors(self) -> Factors:
         """Singular values of W and its leading `directions` vectors."""
-        return factor.factor(self.source.astype(self.dtype), self.directions)
+        return factor.factor(self.stored_source, self.directions)
 
     @cached_property
     def tuned_factors(self) -> Factors:
         """Singular values of W' and its leading `directions` vectors."""
-        return factor.factor(self.tuned.astype(self.dtype), self.directions)
+        return factor.factor(self.stored_tuned, self.directions)
 
     @cached_property
     def delta_values(self) -> Float[Array, "p r"]:
         """Singular values of D, which needs no vectors."""
-        return factor.singular_values(self.delta.astype(self.dtype))
+        return factor.singular_values(self.stored_delta)
+
+    def sines(
+        self, side: Literal["left", "right"], ranks: Sequence[int]
+    ) -> list[Float[Array, "p k"]]:
+        """Sines of the principal angles between leading subspaces of W and W'."""
+        m, n = self.shape
+        a, b = self.source_factors, self.tuned_factors
+        if (side == "left") == (m <= n):
+            return [subspace.short_sines(a.short[:, :k], b.short[:, :k]) for k in ranks]
+        return subspace.long_sines(self.stored_source, self.stored_tuned, a, b, ranks)
 
     def source_defined(self, k: int) -> Bool[Array, " p"]:
         """Whether W has a unique leading k-dimensional subspace."""

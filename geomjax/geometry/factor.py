@@ -1,42 +1,44 @@
 """Singular values and leading singular vectors from the Gram matrix of the short side.
 
-A Gram matrix squares the condition number: its singular values are good to about
-`sqrt(eps) * sigma_1` (1e-8 sigma_1 in float64, 3e-4 sigma_1 in float32) in the worst
-case, at the bottom of the spectrum; a value sigma_i is good to
-`eps * sigma_1**2 / sigma_i`. Every threshold of the tables lies above that in float64,
-where the whole computation is matrix products and one symmetric eigenproblem of size
-min(m, n). That costs a quarter of a bidiagonal SVD on a CPU, and half of it shards by
-rows. Enter float64 with `with jax.enable_x64(True):`.
+A Gram matrix squares the condition number: a singular value sigma_i is good to
+`eps * sigma_1**2 / sigma_i`, at worst `sqrt(eps) * sigma_1` at the bottom of the
+spectrum (1e-8 sigma_1 in float64, 3e-4 sigma_1 in float32). Every threshold of the
+tables lies above that in float64, where the whole computation is matrix products and
+one symmetric eigenproblem of size r = min(m, n). That costs a quarter of a bidiagonal
+SVD on a CPU, and the part that grows with the long side shards along it. Enter float64
+with `with jax.enable_x64(True):`.
 
-Vectors are kept as rows, so that every product contracts the last axes, which is the
-layout in which XLA's CPU products reach their full rate (a product that contracts the
-first axes runs at a third of it).
+Vectors are kept as rows, so that every product contracts the last axes, the layout in
+which XLA's CPU products reach their full rate.
 """
 
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
+
+from geomjax.geometry.blocks import fold, transpose
 
 
 class Factors(NamedTuple):
-    """Singular values of a matrix and its leading singular vectors, as rows.
+    """Singular values of a matrix, and singular vectors of its short side.
+
+    The vectors of the long side follow from the matrix, block by block (`long_rows`).
 
     Attributes:
         values: all r = min(m, n) singular values, in descending order.
-        left: the leading k left singular vectors.
-        right: the leading k right singular vectors.
+        short: the leading k singular vectors of the short side, as rows.
+        scale: 1 / sigma_i of those, 0 where sigma_i is rounding noise.
     """
 
     values: Float[Array, "*p r"]
-    left: Float[Array, "*p k m"]
-    right: Float[Array, "*p k n"]
+    short: Float[Array, "*p k r"]
+    scale: Float[Array, "*p k"]
 
-
-def transpose(x: Float[Array, "*p m n"]) -> Float[Array, "*p n m"]:
-    """Swaps the last two axes."""
-    return jnp.swapaxes(x, -1, -2)
+    def long_rows(self, block: Float[Array, "*p r b"]) -> Float[Array, "*p k b"]:
+        """The entries of the long side's vectors that belong to a block of columns."""
+        return matmul(self.short, block) * self.scale[..., None]
 
 
 def matmul(a: Float[Array, "*p m k"], b: Float[Array, "*p k n"]) -> Array:
@@ -44,20 +46,17 @@ def matmul(a: Float[Array, "*p m k"], b: Float[Array, "*p k n"]) -> Array:
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 
 
-def wide(x: Float[Array, "*p m n"]) -> Float[Array, "*p r long"]:
-    """The matrix or its transpose, whichever has no more rows than columns.
+def gram(
+    x: Float[Array, "*p m n"], *, axis_name: str | None = None
+) -> Float[Array, "*p r r"]:
+    """X X^T for a wide matrix, X^T X for a tall one, in the widest enabled float."""
+    dtype = jnp.result_type(float)
 
-    The transpose is materialised: XLA would otherwise fold it into the products that
-    use it, which then contract their first axes.
-    """
-    m, n = x.shape[-2:]
-    return x if m <= n else lax.optimization_barrier(transpose(x))
+    def part(block, fresh):
+        block = block.astype(dtype)
+        return matmul(block, transpose(block))
 
-
-def gram(x: Float[Array, "*p m n"]) -> Float[Array, "*p r r"]:
-    """X X^T for a wide matrix, X^T X for a tall one."""
-    short = wide(x)
-    return matmul(short, transpose(short))
+    return fold(part, x, axis_name=axis_name)
 
 
 def eigenvectors(
@@ -86,54 +85,51 @@ def eigenvalues(symmetric: Float[Array, "*p r r"]) -> Float[Array, "*p r"]:
     return eigenvectors(symmetric)[0]
 
 
-def singular_values(x: Float[Array, "*p m n"]) -> Float[Array, "*p r"]:
+def singular_values(
+    x: Float[Array, "*p m n"], *, axis_name: str | None = None
+) -> Float[Array, "*p r"]:
     """All singular values in descending order, without vectors.
 
     Args:
-        x: matrices of any shape; float64 for the accuracy stated above.
+        x: matrices of any shape and float dtype.
+        axis_name: mesh axis over which the long side is sharded, in `shard_map`.
 
     Returns:
-        `sqrt(eig(gram(x)))`, clipped at 0.
+        `sqrt(eig(gram(x)))`, clipped at 0, in the widest enabled float.
     """
-    return jnp.sqrt(jnp.maximum(eigenvalues(gram(x)), 0))
+    squares = eigenvalues(gram(x, axis_name=axis_name))
+    return jnp.sqrt(jnp.maximum(squares, 0))
 
 
-def factor(x: Float[Array, "*p m n"], k: int) -> Factors:
-    """All singular values and the leading `k` singular vectors of both sides.
+def factor(
+    x: Float[Array, "*p m n"], k: int, *, axis_name: str | None = None
+) -> Factors:
+    """All singular values, and the leading `k` singular vectors.
 
-    The short side's vectors are eigenvectors of the Gram matrix; the other side's are
-    `x^T u / sigma` and `x v / sigma`. A direction whose singular value is below the
-    accuracy of the Gram matrix gets a zero vector there: use `is_defined` before
-    trusting a subspace that reaches that far.
+    A direction whose singular value is below the accuracy of the Gram matrix gets a
+    zero vector on the long side: ask `is_defined` before trusting a subspace that
+    reaches that far.
 
     Args:
-        x: matrices of any shape.
+        x: matrices of any shape and float dtype.
         k: vectors wanted, at most min(m, n).
+        axis_name: mesh axis over which the long side is sharded, in `shard_map`.
 
     Returns:
-        The factors.
+        The factors, in the widest enabled float.
     """
-    m, n = x.shape[-2:]
-    rows = wide(x)
-    squares, vectors = eigenvectors(matmul(rows, transpose(rows)))
+    squares, vectors = eigenvectors(gram(x, axis_name=axis_name))
     values = jnp.sqrt(jnp.maximum(squares, 0))
-    short = vectors[..., :k, :]
-    leading = values[..., :k, None]
-    known = leading > floor(values)[..., None, None]
+    leading = values[..., :k]
+    known = leading > floor(values)[..., None]
     scale = jnp.where(known, 1 / jnp.where(known, leading, 1), 0)
-    long = matmul(short, rows) * scale
-    return Factors(values, *((short, long) if m <= n else (long, short)))
+    return Factors(values, vectors[..., :k, :], scale)
 
 
 def floor(values: Float[Array, "*p r"]) -> Float[Array, "*p"]:
     """The size below which a singular value from a Gram matrix is rounding noise."""
     eps = jnp.finfo(values.dtype).eps
     return values[..., 0] * jnp.sqrt(eps * values.shape[-1])
-
-
-def rank(values: Float[Array, "*p r"]) -> Int[Array, "*p"]:
-    """Number of singular values above `floor`."""
-    return jnp.sum(values > floor(values)[..., None], axis=-1)
 
 
 def is_defined(values: Float[Array, "*p r"], k: int) -> Bool[Array, "*p"]:

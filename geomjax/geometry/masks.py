@@ -14,14 +14,11 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from geomjax.geometry.factor import matmul, transpose
-from geomjax.geometry.select import (
-    histogram,
-    kth_smallest,
-    magnitude_key,
-)
+from geomjax.geometry.blocks import drop_stale, fold, transpose
+from geomjax.geometry.factor import Factors, matmul
+from geomjax.geometry.select import fine_key, histogram, kth_smallest, magnitude_key
 from geomjax.geometry.sparsity import top_count
 
 
@@ -64,68 +61,75 @@ class Coverages(NamedTuple):
 
 def coverage(
     source: Float[Array, "*p m n"],
-    changed: Bool[Array, "*p m n"],
-    changed_beyond: Bool[Array, "*p m n"],
-    values: Float[Array, "*p r"],
-    left: Float[Array, "*p k m"],
-    right: Float[Array, "*p k n"],
+    delta: Float[Array, "*p m n"],
+    factors: Factors,
     masks: Sequence[SourceMask],
     *,
+    atol: float,
     low_bits: bool = True,
+    axis_name: str | None = None,
 ) -> Coverages:
-    """Coverage of two nested supports by the masks of W.
+    """Coverage of the update's supports by the masks of W.
 
     Args:
-        source: W, in float32.
-        changed: the support A.
-        changed_beyond: a subset of it, the entries that moved by more than a tolerance.
-        values: singular values of W, in descending order.
-        left: leading left singular vectors of W as rows, up to the largest rank.
-        right: leading right singular vectors.
+        source: W, bfloat16 or float32.
+        delta: D, likewise; A is where it is not 0.
+        factors: factors of W, up to the largest rank.
         masks: ranks, each at most k, and densities in (0, 1].
+        atol: the second support is where |D| exceeds it.
         low_bits: False where W holds bfloat16 values, see `kth_smallest`.
+        axis_name: mesh axis over which the long side is sharded, in `shard_map`.
 
     Returns:
         The coverages; NaN for an empty support.
     """
     *batch, m, n = source.shape
-    flat = (*batch, m * n)
-    k = left.shape[-2]
-    directions = jnp.arange(k, dtype=jnp.int32)
-    scaled = transpose(left * values[..., :k, None])
-    counts = jnp.asarray([top_count(mask.density, m * n) for mask in masks], jnp.int32)
-    source_key = magnitude_key(source.reshape(flat))
-    position = jnp.broadcast_to(counts, (*batch, len(masks)))
-    low_cut = kth_smallest(source_key, position, low_bits=low_bits)
-    support = (changed.astype(jnp.int32) + changed_beyond.astype(jnp.int32)).reshape(
-        flat
+    dtype, k = factors.values.dtype, factors.short.shape[-2]
+    shards = 1 if axis_name is None else lax.axis_size(axis_name)
+    numel = m * n * shards
+    sizes = jnp.asarray([top_count(mask.density, numel) for mask in masks], jnp.int32)
+    sizes = jnp.broadcast_to(sizes, (*batch, len(masks)))
+    low_cut = kth_smallest(
+        magnitude_key, [source], sizes, low_bits=low_bits, axis_name=axis_name
     )
+    # No entry of a reconstruction exceeds its largest singular value.
+    bound = jnp.maximum(factors.values[..., :1, None], 1e-300)
 
     def one(mask):
-        rank, count, low_threshold = mask
-        kept = jnp.where(directions < rank, 1, 0).astype(scaled.dtype)
-        kept = scaled * kept.reshape(*(1 for _ in batch), 1, k)
-        key = magnitude_key(matmul(kept, right).reshape(flat))
-        at = jnp.broadcast_to(m * n - count + 1, (*batch, 1))
-        cut = kth_smallest(key, at)
-        principal_side = _side(key, cut.threshold)
-        low_side = _side(source_key, low_threshold[..., None])
-        index = (principal_side * 3 + low_side) * 3 + support
-        table = histogram(index, 27).reshape(*batch, 3, 3, 3)
-        return table
+        rank, size, low_threshold = mask
+        kept = (jnp.arange(k, dtype=jnp.int32) < rank).astype(dtype)
+        kept = factors.short * kept.reshape(*(1 for _ in batch), k, 1)
+
+        def key(block):
+            inside = matmul(kept, block.astype(dtype))
+            return fine_key(matmul(transpose(kept), inside), bound)
+
+        cut = kth_smallest(
+            key, [source], numel - size[..., None] + 1, axis_name=axis_name
+        )
+
+        def joint(block, delta_block, fresh):
+            moved = jnp.abs(delta_block).astype(dtype)
+            support = (moved > 0).astype(jnp.int32) + (moved > atol).astype(jnp.int32)
+            side = _side(key(block), cut.threshold[..., None])
+            low = _side(magnitude_key(block), low_threshold[..., None, None])
+            index = drop_stale((side * 3 + low) * 3 + support, fresh, 27)
+            return histogram(index.reshape(*batch, -1), 28)[..., :27]
+
+        table = fold(joint, source, delta, axis_name=axis_name)
+        return table.reshape(*batch, 3, 3, 3)
 
     ranks = jnp.asarray([mask.rank for mask in masks], jnp.int32)
-    low_thresholds = jnp.moveaxis(low_cut.threshold, -1, 0)
-    tables = lax.map(one, (ranks, counts, low_thresholds))
-    tables = jnp.moveaxis(tables, 0, len(batch))
+    each = (ranks, jnp.moveaxis(sizes, -1, 0), jnp.moveaxis(low_cut.threshold, -1, 0))
+    tables = jnp.moveaxis(lax.map(one, each), 0, len(batch))
     return Coverages(
-        changed=_from_table(tables[..., 1] + tables[..., 2], tables, position),
-        changed_beyond=_from_table(tables[..., 2], tables, position),
-        chance=_from_table(jnp.sum(tables, axis=-1), tables, position),
+        changed=_from_table(tables[..., 1] + tables[..., 2], tables, sizes),
+        changed_beyond=_from_table(tables[..., 2], tables, sizes),
+        chance=_from_table(jnp.sum(tables, axis=-1), tables, sizes),
     )
 
 
-def _side(key: Array, threshold: Array) -> Int[Array, "*p n"]:
+def _side(key: Array, threshold: Array) -> Int[Array, "..."]:
     """0 below the threshold, 1 at it, 2 above."""
     return (key >= threshold).astype(jnp.int32) + (key > threshold).astype(jnp.int32)
 

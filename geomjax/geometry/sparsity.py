@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from geomjax.geometry.select import kth_smallest, magnitude_key
 
@@ -14,6 +14,12 @@ def energy(x: Float[Array, "*p n"]) -> Float[Array, "*p"]:
     """Sum of squares of each row, in the widest enabled float."""
     wide = x.astype(jnp.result_type(float))
     return jnp.sum(jnp.square(wide), axis=-1)
+
+
+def fraction(mask: Bool[Array, "*p n"]) -> Float[Array, "*p"]:
+    """Share of true entries, counted in integers."""
+    count = jnp.sum(mask, axis=-1, dtype=jnp.int32)
+    return count.astype(jnp.result_type(float)) / mask.shape[-1]
 
 
 def fraction_within(
@@ -30,12 +36,15 @@ def fraction_within(
     """
     dtype = tolerances.dtype
     magnitude = jnp.abs(x)
+    # The largest float32 that is at most the tolerance compares as the tolerance does.
+    nearest = tolerances.astype(x.dtype)
+    down = jnp.nextafter(nearest, jnp.zeros_like(nearest))
+    limits = jnp.where(nearest.astype(dtype) > tolerances, down, nearest)
 
-    def share(tolerance):
-        inside = magnitude.astype(dtype) <= tolerance[..., None]
-        return jnp.mean(inside, axis=-1, dtype=dtype)
+    def share(limit):
+        return fraction(magnitude <= limit[..., None])
 
-    return jnp.moveaxis(lax.map(share, jnp.moveaxis(tolerances, -1, 0)), 0, -1)
+    return jnp.moveaxis(lax.map(share, jnp.moveaxis(limits, -1, 0)), 0, -1)
 
 
 def fraction_below(
@@ -54,7 +63,7 @@ def bf16_unchanged(
     """
     values = jnp.maximum(jnp.abs(source), jnp.abs(tuned))
     same = jnp.abs(tuned - source) <= jnp.asarray(eta, source.dtype) * values
-    return jnp.mean(same, axis=-1, dtype=jnp.result_type(float))
+    return fraction(same)
 
 
 def top_count(fraction: float, numel: int) -> int:
@@ -63,32 +72,34 @@ def top_count(fraction: float, numel: int) -> int:
 
 
 def coordinate_energy(
-    x: Float[Array, "*p n"], fractions: Sequence[float], *, low_bits: bool = True
+    x: Float[Array, "*p m n"], fractions: Sequence[float], *, low_bits: bool = True
 ) -> Float[Array, "*p f"]:
-    """P1 eq. (17): energy of the ceil(fraction * n) largest entries, over all energy.
+    """P1 eq. (17): energy of the ceil(fraction * mn) largest entries, over all energy.
 
     Args:
-        x: D, in float32.
+        x: D, bfloat16 or float32.
         fractions: shares of the coordinates, in (0, 1].
         low_bits: False where the values are bfloat16 ones, see `kth_smallest`.
 
     Returns:
         Shares of the energy; NaN where x is zero.
     """
-    n = x.shape[-1]
+    n = x.shape[-2] * x.shape[-1]
     dtype = jnp.result_type(float)
-    key = magnitude_key(x)
     counts = jnp.asarray([top_count(f, n) for f in fractions], jnp.int32)
-    counts = jnp.broadcast_to(counts, (*x.shape[:-1], len(fractions)))
-    cut = kth_smallest(key, n - counts + 1, low_bits=low_bits)
+    counts = jnp.broadcast_to(counts, (*x.shape[:-2], len(fractions)))
+    cut = kth_smallest(magnitude_key, [x], n - counts + 1, low_bits=low_bits)
+    values = lax.bitcast_convert_type(cut.threshold, jnp.float32)
 
-    def above(threshold):
-        larger = key > threshold[..., None]
-        return energy(jnp.where(larger, x, 0))
+    def above(value):
+        larger = jnp.abs(x).astype(jnp.float32) > value[..., None, None]
+        kept = jnp.where(larger, x, jnp.zeros_like(x)).astype(dtype)
+        return jnp.sum(jnp.square(kept), axis=(-2, -1))
 
-    larger_energy = lax.map(above, jnp.moveaxis(cut.threshold, -1, 0))
-    value = lax.bitcast_convert_type(cut.threshold, jnp.float32).astype(dtype)
+    larger_energy = lax.map(above, jnp.moveaxis(values, -1, 0))
     # Entries equal to the threshold carry equal energy: which of them are taken is
     # without effect.
-    from_tied = (counts - (n - cut.below - cut.tied)).astype(dtype) * jnp.square(value)
-    return (jnp.moveaxis(larger_energy, 0, -1) + from_tied) / energy(x)[..., None]
+    from_tied = (counts - (n - cut.below - cut.tied)).astype(dtype)
+    from_tied = from_tied * jnp.square(values.astype(dtype))
+    total = jnp.sum(jnp.square(x.astype(dtype)), axis=(-2, -1))
+    return (jnp.moveaxis(larger_energy, 0, -1) + from_tied) / total[..., None]
