@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -86,19 +87,36 @@ def _required(config: Mapping[str, Any], name: str) -> Any:
     return config[name]
 
 
+def _size(config: Mapping[str, Any], name: str) -> int:
+    value = _required(config, name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(
+            f"config.json has {name}={value!r}; expected an integer above 0"
+        )
+    return value
+
+
+def _positive(config: Mapping[str, Any], name: str) -> float:
+    value = _required(config, name)
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"config.json has {name}={value!r}; expected a number above 0")
+    return float(value)
+
+
 def _rope_theta(config: Mapping[str, Any]) -> float:
     """Reads the rotary base from either layout of config.json, or refuses a scaling."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    if rope_type != "default":
-        raise ValueError(
-            f"config.json asks for RoPE scaling {rope_type!r}, which this model does "
-            "not implement; only 'default' is exact here"
-        )
-    theta = rope.get("rope_theta", config.get("rope_theta"))
-    if theta is None:
-        raise ValueError("config.json has no 'rope_theta'")
-    return float(theta)
+    theta = {"rope_theta": config.get("rope_theta")}
+    for layout in ("rope_scaling", "rope_parameters"):
+        rope = config.get(layout) or {}
+        rope_type = rope.get("rope_type", rope.get("type", "default"))
+        if rope_type != "default":
+            raise ValueError(
+                f"config.json asks for RoPE scaling {rope_type!r} ({layout}), which "
+                "this model does not implement; only 'default' is exact here"
+            )
+        if rope.get("rope_theta") is not None:
+            theta["rope_theta"] = rope["rope_theta"]
+    return _positive(theta, "rope_theta")
 
 
 def qwen3(config: Mapping[str, Any]) -> DecoderConfig:
@@ -127,17 +145,17 @@ def qwen3(config: Mapping[str, Any]) -> DecoderConfig:
         )
     return DecoderConfig(
         architecture="Qwen3ForCausalLM",
-        vocab_size=_required(config, "vocab_size"),
-        hidden_size=_required(config, "hidden_size"),
-        intermediate_size=_required(config, "intermediate_size"),
-        num_layers=_required(config, "num_hidden_layers"),
-        num_heads=_required(config, "num_attention_heads"),
-        num_kv_heads=_required(config, "num_key_value_heads"),
-        head_dim=_required(config, "head_dim"),
-        rms_norm_eps=float(_required(config, "rms_norm_eps")),
+        vocab_size=_size(config, "vocab_size"),
+        hidden_size=_size(config, "hidden_size"),
+        intermediate_size=_size(config, "intermediate_size"),
+        num_layers=_size(config, "num_hidden_layers"),
+        num_heads=_size(config, "num_attention_heads"),
+        num_kv_heads=_size(config, "num_key_value_heads"),
+        head_dim=_size(config, "head_dim"),
+        rms_norm_eps=_positive(config, "rms_norm_eps"),
         rope_theta=_rope_theta(config),
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-        max_position_embeddings=_required(config, "max_position_embeddings"),
+        max_position_embeddings=_size(config, "max_position_embeddings"),
     )
 
 
