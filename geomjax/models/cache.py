@@ -51,7 +51,7 @@ def cache_layout(
 def append_token(
     cache: Cache, position: Int[Array, " B"], segment_id: Int[Array, " B"]
 ) -> Cache:
-    """Fills the next slot's position and segment; the layers follow by `write_cache`."""
+    """Fills the next slot's position and segment; `write_cache` fills the layers'."""
 
     def put(array, column):
         return jax.lax.dynamic_update_slice_in_dim(
@@ -80,16 +80,24 @@ def write_cache(
 
 
 def attend_cached(
-    query: Float[Array, "B 1 N H"], layer: LayerCache, mask: Bool[Array, "B 1 1 S"]
+    query: Float[Array, "B 1 N H"],
+    layer: LayerCache,
+    mask: Bool[Array, "B 1 1 S"],
+    precision: jax.lax.Precision,
 ) -> Float[Array, "B 1 N H"]:
     """Softmax attention of one token a row over the cache, with float32 softmax."""
     batch, _, heads, size = query.shape
     groups = layer.keys.shape[1]
     grouped = query.reshape(batch, groups, heads // groups, size)
     scores = jnp.einsum(
-        "bkgh,bkhs->bkgs", grouped, layer.keys, preferred_element_type=jnp.float32
+        "bkgh,bkhs->bkgs",
+        grouped,
+        layer.keys,
+        precision=precision,
+        preferred_element_type=jnp.float32,
     )
     lowest = jnp.finfo(jnp.float32).min
     weights = jax.nn.softmax(jnp.where(mask, scores * size**-0.5, lowest))
-    out = jnp.einsum("bkgs,bksh->bkgh", weights.astype(query.dtype), layer.values)
+    weights = weights.astype(query.dtype)
+    out = jnp.einsum("bkgs,bksh->bkgh", weights, layer.values, precision=precision)
     return out.reshape(batch, 1, heads, size)

@@ -109,7 +109,12 @@ def rotary_angles(
     """Cosines and sines of `position * theta^(-2i/H)`, float32, h = H / 2."""
     exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
     frequencies = jnp.reciprocal(jnp.float32(theta) ** exponents)
-    angles = jnp.einsum("bt,h->bth", positions.astype(jnp.float32), frequencies)
+    angles = jnp.einsum(
+        "bt,h->bth",
+        positions.astype(jnp.float32),
+        frequencies,
+        precision=jax.lax.Precision.HIGHEST,  # Others round positions above 256.
+    )
     return jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
 
 
@@ -309,13 +314,13 @@ class Decoder:
         Raises:
           ValueError: A parameter is missing, unknown or of another shape.
         """
-        self._check(params)
+        self._check(params, self.shapes)
         graph, _ = self._block
         x, angles = self._embed(params, tokens, positions)
         mask = attention_mask(positions, segment_ids, positions, segment_ids)
 
         def attend(query, key, value):
-            return self.attention(query, key, value, mask), None
+            return self._attend(query, key, value, mask), None
 
         def body(x, layer):
             return nnx.merge(graph, layer)(x, angles, attend)
@@ -344,7 +349,7 @@ class Decoder:
           ValueError: A parameter is missing, unknown or of another shape, or the
             prompt does not fit the cache.
         """
-        self._check(params)
+        self._check(params, self._split_shapes)
         length = tokens.shape[1]
         if cache_length < length:
             raise ValueError(f"{length} tokens do not fit {cache_length} cache slots")
@@ -353,7 +358,7 @@ class Decoder:
 
         def attend(query, key, value):
             kept = cache_layout(key, value, cache_length)
-            return self.attention(query, key, value, mask), kept
+            return self._attend(query, key, value, mask), kept
 
         x, kept = self._unroll(params, x, angles, [attend] * self.config.num_layers)
         free = ((0, 0), (0, cache_length - length))
@@ -385,7 +390,7 @@ class Decoder:
         Returns:
           Hidden states after the final norm, and the cache with the token appended.
         """
-        self._check(params)
+        self._check(params, self._split_shapes)
         x, angles = self._embed(params, token[:, None], position[:, None])
         cache = append_token(cache, position, segment_id)
         mask = attention_mask(
@@ -395,7 +400,7 @@ class Decoder:
         def attend_to(layer):
             def attend(query, key, value):
                 kept = write_cache(layer, key, value, cache.length - 1)
-                return attend_cached(query, kept, mask), kept
+                return attend_cached(query, kept, mask, self.precision), kept
 
             return attend
 
@@ -407,6 +412,11 @@ class Decoder:
         x = params["embed_tokens"]["weight"].astype(self.dtype)[tokens]
         config = self.config
         return x, rotary_angles(positions, config.head_dim, config.rope_theta)
+
+    def _attend(self, query, key, value, mask):
+        # jax.nn.dot_product_attention takes no precision of its own.
+        with jax.default_matmul_precision(self.precision.name.lower()):
+            return self.attention(query, key, value, mask)
 
     def _unroll(self, params, x, angles, attends):
         graph, _ = self._block
@@ -421,13 +431,13 @@ class Decoder:
         norm.weight[...] = params["norm"]["weight"]
         return norm(x)
 
-    def _check(self, params: Params) -> None:
+    @property
+    def _split_shapes(self) -> Params:
+        return self.shapes | {"layers": (self._block[1],) * self.config.num_layers}
+
+    @staticmethod
+    def _check(params: Params, expected: Params) -> None:
         """Compares names and shapes; nnx.merge itself checks only a leaf count."""
-        expected = self.shapes
-        layers = params.get("layers")
-        if isinstance(layers, tuple):
-            params = params | {"layers": layers[0]}
-            expected = expected | {"layers": self._block[1]}
 
         def table(tree):
             flat, _ = jax.tree.flatten_with_path(tree)
@@ -442,4 +452,3 @@ class Decoder:
                 if want.get(name) != got.get(name)
             ]
             raise ValueError("parameters do not fit the model:\n" + "\n".join(wrong))
-
