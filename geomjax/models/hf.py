@@ -61,7 +61,11 @@ QWEN3 = (
     _matrix("mlp.gate_proj", "ffn", "embed"),
     _matrix("mlp.up_proj", "ffn", "embed"),
     _matrix("mlp.down_proj", "embed", "ffn"),
-    Rule("model.norm.weight", ("norm", "weight"), Role(0, "vector", None, None, ("embed",))),
+    Rule(
+        "model.norm.weight",
+        ("norm", "weight"),
+        Role(0, "vector", None, None, ("embed",)),
+    ),
     _embedding("lm_head.weight", "lm_head", "weight"),
 )
 
@@ -114,12 +118,13 @@ def check_names(source: TensorSource, config: DecoderConfig, shapes: Params) -> 
     problems = []
     if config.tie_word_embeddings and "lm_head.weight" in found:
         del found["lm_head.weight"]
-        head = source.read("lm_head.weight")
-        embedding = source.read("model.embed_tokens.weight")
-        if head.shape != embedding.shape or head.tobytes() != embedding.tobytes():
+        embedded = "model.embed_tokens.weight" in found
+        if embedded and not _same_bits(
+            source.read("lm_head.weight"), source.read("model.embed_tokens.weight")
+        ):
             problems.append(
-                "lm_head.weight differs from model.embed_tokens.weight, but config.json "
-                "says tie_word_embeddings"
+                "lm_head.weight differs from model.embed_tokens.weight, but "
+                "config.json says tie_word_embeddings"
             )
     for name in sorted(expected.keys() | found.keys()):
         want, got = expected.get(name), found.get(name)
@@ -131,8 +136,14 @@ def check_names(source: TensorSource, config: DecoderConfig, shapes: Params) -> 
             problems.append(f"{name} has shape {got}, expected {want}")
     if problems:
         raise ValueError(
-            f"the checkpoint does not fit {config.architecture}:\n" + "\n".join(problems)
+            f"the checkpoint does not fit {config.architecture}:\n"
+            + "\n".join(problems)
         )
+
+
+def _same_bits(left: np.ndarray, right: np.ndarray) -> bool:
+    same_kind = left.shape == right.shape and left.dtype == right.dtype
+    return same_kind and left.tobytes() == right.tobytes()
 
 
 def read_params(
@@ -161,7 +172,8 @@ def read_params(
         stack = np.empty(leaf(shapes, rule.path).shape, dtype)
         view = stack if rule.role.stack_depth else stack[None]
         for i, name in enumerate(names):
-            view[i] = source.read(name)
+            with np.errstate(over="ignore"):  # Overflow is reported below, by name.
+                view[i] = source.read(name)
             if not np.isfinite(view[i].astype(np.float32, copy=False)).all():
                 overflown.append(name)
         insert(params, rule.path, jnp.asarray(stack))
