@@ -63,7 +63,8 @@ def load(
       ValueError: config.json, the tensors or the tokenizer's size do not fit.
     """
     config = decoder_config(read_config(directory))
-    model = make_decoder(config, vocab_size or config.vocab_size, dtype)
+    rows = config.vocab_size if vocab_size is None else vocab_size
+    model = make_decoder(config, rows, dtype)
     source = SafetensorsSource(directory)
     return Loaded(model, hf.read_params(source, config, model.shapes, param_dtype))
 
@@ -101,14 +102,16 @@ def export(
       dtype: Storage dtype of every tensor.
 
     Raises:
-      OSError: The disk is full or not writable; a checkpoint already there stays whole.
+      ValueError: `like` has no readable config.json.
+      OSError: The disk is full or not writable; weights already there stay whole.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    write_safetensors(directory, stored_tensors(params, model, dtype))
     config = read_config(like)
     config.pop("torch_dtype", None)
     config["dtype"] = np.dtype(dtype).name
-    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_safetensors(directory, stored_tensors(params, model, dtype))
+    temporary = directory / ".config.json.tmp"
+    temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(directory / "config.json")
     for name in COMPANIONS:
         if (like / name).is_file():
             shutil.copyfile(like / name, directory / name)
