@@ -17,7 +17,8 @@ class Rollout(NamedTuple):
 
     Attributes:
       tokens: `[B, S]` int32.
-      positions: `[B, S]` int32, place in the sequence without its padding.
+      positions: `[B, S]` int32, place in the sequence without its padding, on which
+        it is 0.
       segment_ids: `[B, S]` int32, 1 for prompt and completion, 0 for padding.
       completion: `[B, S]` bool, True for sampled tokens, the stop token included.
       log_probs: `[B, S]` float32, log-probability with which each completion token
@@ -87,7 +88,14 @@ def sample(
 
     Returns:
       The sequences, with the log-probability of each sampled token.
+
+    Raises:
+      ValueError: `max_new_tokens` is below 1, or the temperature negative.
     """
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; expected 1 or more")
+    if not temperature >= 0:
+        raise ValueError(f"temperature is {temperature}; expected 0 (greedy) or more")
     batch, prompt_length = tokens.shape
     length = prompt_length + max_new_tokens
     params = jax.tree.map(lambda weight: weight.astype(model.dtype), params)
@@ -118,7 +126,7 @@ def sample(
 
         out = Rollout(
             tokens=put(out.tokens, token),
-            positions=put(out.positions, last_position + 1 + step),
+            positions=put(out.positions, jnp.where(alive, last_position + 1 + step, 0)),
             segment_ids=put(out.segment_ids, alive),
             completion=put(out.completion, alive),
             log_probs=put(out.log_probs, jnp.where(alive, log_prob, 0.0)),
