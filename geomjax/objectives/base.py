@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -68,5 +67,3 @@ def shift_targets(batch: Batch) -> tuple[Int[Array, "B s"], Batch]:
         weights=batch.weights[:, 1:],
         behaviour_log_probs=batch.behaviour_log_probs[:, 1:],
     )
-
-

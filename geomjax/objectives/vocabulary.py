@@ -52,13 +52,13 @@ def logits(
     hidden: Float[Array, "n D"],
     temperature: float,
 ) -> Float[Array, "n V"]:
-    """Float32 logits over temperature."""
+    """Logits over temperature, at least float32."""
     product = jnp.einsum(
         "nd,vd->nv",
         hidden,
         unembedding.astype(model.dtype),
         precision=model.precision,
-        preferred_element_type=jnp.float32,
+        preferred_element_type=jnp.promote_types(model.dtype, jnp.float32),
     )
     return product / temperature
 
