@@ -43,8 +43,14 @@ def pad_responses(
       The padded sequences.
 
     Raises:
-      ValueError: A prompt or a response is longer than its part.
+      ValueError: A prompt or a response is longer than its part, or there is not one
+        response for each prompt.
     """
+    if len(prompts) != len(responses):
+        raise ValueError(
+            f"got {len(prompts)} prompts and {len(responses)} responses; expected one "
+            "response for each prompt"
+        )
     left = pad_prompts(prompts, prompt_length, pad_id)
     lengths = np.array([len(ids) for ids in responses], np.int32)
     if lengths.max(initial=0) > response_length:

@@ -53,20 +53,30 @@ def make_accuracy(
 
     Returns:
       A function from parameters to `[n]` float32, 1 where the answer is right.
+
+    Raises:
+      ValueError: There is no prompt, or not one answer for each prompt.
     """
+    if not token_ids or len(token_ids) != len(answers):
+        raise ValueError(
+            f"got {len(token_ids)} prompts and {len(answers)} answers; expected one "
+            "answer for each of at least one prompt"
+        )
     greedy = jax.jit(
-        lambda params, batch: sample(
-            model,
-            params,
-            batch.tokens,
-            batch.positions,
-            batch.segment_ids,
-            jax.random.key(0),
-            max_new_tokens=sampling.max_new_tokens,
-            stop_tokens=sampling.stop_tokens,
-            temperature=0.0,
-            pad_token=sampling.pad_token,
-        ).tokens
+        lambda params, batch: (
+            sample(
+                model,
+                params,
+                batch.tokens,
+                batch.positions,
+                batch.segment_ids,
+                jax.random.key(0),
+                max_new_tokens=sampling.max_new_tokens,
+                stop_tokens=sampling.stop_tokens,
+                temperature=0.0,
+                pad_token=sampling.pad_token,
+            ).tokens
+        )
     )
     batches = _batches(token_ids, batch_size, prompt_length, sampling.pad_token)
     batches = [jax.tree.map(jnp.asarray, batch) for batch in batches]
