@@ -103,8 +103,8 @@ def make_update(
     Returns:
       `update(params, opt_state, context, batch) -> (params, opt_state, metrics)`. The
       metrics are the objective's, with `loss`, `grad_norm`, `update_norm`, the
-      optimizer's figures where it has moments (`adam_state_figures`), and `finite/PATH` for every parameter, 1.0
-      where its gradient is finite.
+      optimizer's figures where it has moments (`adam_state_figures`), and `finite/PATH`
+      for every parameter, 1.0 where its gradient is finite.
     """
 
     def update(params, opt_state, context, batch):
@@ -254,8 +254,9 @@ def make_distill_step(
         drawn = rollout(student, state.params, prompts, key, sampling)
 
         def body(carry, part):
+            params, opt_state = carry
             params, opt_state, metrics = update(
-                *carry, teacher_params, mini_batch(part)
+                params, opt_state, teacher_params, mini_batch(part)
             )
             lengths = part.completion.sum(axis=-1, dtype=jnp.float32)
             metrics["completion_tokens"] = lengths.mean()
