@@ -1,7 +1,7 @@
 """Types shared by every part of the package."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -21,6 +21,7 @@ class TensorSpec(NamedTuple):
     dtype: np.dtype
 
 
+@runtime_checkable
 class TensorSource(Protocol):
     """Named tensors that are read one at a time, in checkpoint orientation."""
 
@@ -34,6 +35,7 @@ class TensorSource(Protocol):
         """The tensor `key`, in its storage dtype (bfloat16 through ml_dtypes)."""
 
 
+@runtime_checkable
 class LanguageModel(Protocol):
     """What objectives, rollouts and training need to know of a model.
 
