@@ -1,0 +1,23 @@
+"""Logits against those that transformers computed once; needs no PyTorch."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from geomjax.models.load import load
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.mark.parametrize("name", ["untied", "tied"])
+def test_logits_equal_those_of_transformers(name):
+    model, params = load(GOLDEN / name)
+    with np.load(GOLDEN / name / "logits.npz") as expected:
+        inputs = [expected[k] for k in ("tokens", "positions", "segment_ids")]
+        hidden = jax.jit(model.apply)(params, *inputs)
+        logits = np.asarray(hidden) @ np.asarray(model.unembedding(params)).T
+        real = inputs[2] != 0
+        assert np.abs(expected["logits"][real]).max() > 1  # Not a comparison of zeros.
+        np.testing.assert_allclose(logits[real], expected["logits"][real], atol=1e-4)
