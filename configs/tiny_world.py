@@ -2,9 +2,10 @@
 
     python -m experiments.tiny_world
 
-Takes about three minutes on 2 CPU cores. Supervised training on chained arithmetic modulo
-10; `base`, `anchor` and `teacher` are snapshots of one run, so the anchor is the base
-after more training and the teacher is the anchor after more. All settings are ours.
+Takes about three minutes on 2 CPU cores. Supervised training on chained arithmetic
+modulo 10; `base`, `anchor` and `teacher` are snapshots of one run, so the anchor is the
+base after more training and the teacher is the anchor after more. All settings are
+ours.
 """
 
 import ml_collections
@@ -24,7 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "num_heads": 4,
                 "num_kv_heads": 2,
                 "head_dim": 32,
-                # Contexts are 18 tokens long; at 10,000 most frequencies would stand still.
+                # Contexts have 15 tokens; at 10,000 most frequencies stand still.
                 "rope_theta": 100.0,
                 "max_position_embeddings": 64,
             },

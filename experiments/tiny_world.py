@@ -122,7 +122,9 @@ def train(
     snapshots: dict[str, tuple[int, Params]] = {}
     progress = tqdm(range(1, config.teacher_steps + 1), desc="training", unit="step")
     for index in progress:
-        examples = arithmetic.problems(generator, 2 * config.batch_size, task.operations)
+        examples = arithmetic.problems(
+            generator, 2 * config.batch_size, task.operations
+        )
         fresh = [e for e in examples if e.prompt not in held_out][: config.batch_size]
         state, metrics = step(state, {}, task.batch(fresh))
         if index == config.base_steps:

@@ -1,0 +1,92 @@
+"""On-policy distillation with AdamW, SGD and subnetwork masks (P1, Figure 3).
+
+    python -m experiments.optimizer_ablation --workdir=runs/ablation
+    python -m experiments.optimizer_ablation --workdir=runs/smoke \\
+        --config=configs/optimizer_ablation.py:smoke
+
+Variants: `default` (the tiny world, minutes on 2 CPU cores), `smoke` (under a minute),
+`sweep` (learning rates chosen on the validation split).
+
+P1 = arXiv 2606.13657. "ours" marks what the paper does not give, or what the tiny world
+changes; the README lists all of it.
+"""
+
+import ml_collections
+
+MASKED = ("own", "teacher", "random", "matched_random")
+
+
+def get_config(variant: str = "default") -> ml_collections.ConfigDict:
+    """The configuration of a variant: default, smoke or sweep."""
+    adamw = {"optimizer": "adamw", "learning_rates": (3e-4,), "mask": "none"}
+    config = ml_collections.ConfigDict(
+        {
+            # Hugging Face checkpoint folders and a JSONL file of {prompt, answer}.
+            # Empty: the bundled tiny world (P1: DS-Qwen-1.5B, JustRL-1.5B, DAPO-Math-17K).
+            "student": "",
+            "teacher": "",
+            "prompts": "",
+            "arms": {
+                "adamw": adamw,
+                "sgd": {"optimizer": "sgd", "learning_rates": (0.1,), "mask": "none"},
+                "adamw_opd_mask": adamw | {"mask": "own"},
+                "adamw_teacher_mask": adamw | {"mask": "teacher"},
+                "adamw_random_mask": adamw | {"mask": "random"},
+                "adamw_matched_random_mask": adamw | {"mask": "matched_random"},
+            },
+            # P1 masks the coordinates that moved by more than 1e-5, which were 17.5 %;
+            # here the threshold is the one that gives this density.
+            "mask_density": 0.175,
+            # P1 eq. (9). Others: reverse_kl, forward_kl, jsd (with jsd_beta).
+            "objective": "sampled_token",
+            "jsd_beta": 0.5,
+            "ratio_clip": 0.2,  # ours; P1 gives none.
+            # P1: 128 prompts, 4 samples each, mini-batches of 32 prompts. Ours: fewer.
+            "prompts_per_step": 32,
+            "samples_per_prompt": 4,
+            "mini_batches": 2,
+            "micro_batches": 1,
+            "num_steps": 200,
+            "temperature": 1.0,  # ours (thunlp/OPD's default).
+            "max_prompt_tokens": 16,
+            "max_new_tokens": 6,
+            # ours; P1 gives neither clipping norm, betas, decay nor schedule.
+            "adamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.01},
+            "sgd": {"momentum": 0.0},  # P1: vanilla.
+            "optimizer_options": {},
+            "clip_norm": 1.0,
+            "schedule": "constant",
+            "warmup_steps": 0,
+            # Regular expressions of parameters that are not trained, such as
+            # ("embed_tokens", "norm", "lm_head").
+            "frozen": (),
+            "seeds": (0, 1, 2),
+            "evaluate_every": 10,  # P1.
+            "save_every": 50,
+            # Shares of the prompts held out, by a hash of their text: about 600 and
+            # 1,200 of the tiny world's 6,000.
+            "validation_fraction": 0.1,
+            "test_fraction": 0.2,
+            "evaluation_batch": 512,
+            # Exact-match accuracy; False for prompts without answers.
+            "accuracy": True,
+            "compute_dtype": "float32",
+            "export_masters": False,
+        }
+    )
+    if variant == "smoke":
+        config.num_steps = 12
+        config.seeds = (0,)
+        config.evaluate_every = 4
+        config.save_every = 6
+        config.validation_fraction = 0.01
+        config.test_fraction = 0.01
+        config.evaluation_batch = 64
+    elif variant == "sweep":
+        for name, arm in config.arms.items():
+            arm.learning_rates = (
+                (0.01, 0.03, 0.1, 0.3) if name == "sgd" else (1e-4, 3e-4, 1e-3)
+            )
+    elif variant != "default":
+        raise ValueError(f"variant {variant!r}; known: default, smoke, sweep")
+    return config

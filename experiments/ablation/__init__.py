@@ -1,0 +1,1 @@
+"""Parts of the optimizer ablation: arms, claims and report."""

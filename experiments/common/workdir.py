@@ -1,0 +1,106 @@
+"""A run's folder: it belongs to one configuration and one process."""
+
+import fcntl
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+CONFIG_FILE = "config.json"
+
+
+class WorkdirError(ValueError):
+    """The workdir belongs to another configuration, or to another process."""
+
+
+def resolved(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The configuration as plain JSON data (tuples become lists)."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            out.update(_flat(value, f"{prefix}{name}."))
+        else:
+            out[prefix + name] = value
+    return out
+
+
+def claim(
+    workdir: Path, config: ml_collections.ConfigDict, *, resume: bool
+) -> ml_collections.ConfigDict:
+    """Makes the workdir this configuration's, or finds that it already is.
+
+    A run that was interrupted continues when it is started again with the same
+    configuration. Another configuration is refused.
+
+    Args:
+      workdir: The run's folder.
+      config: The configuration asked for.
+      resume: Continue what the folder holds, with the configuration it was begun with.
+
+    Returns:
+      The configuration to run.
+
+    Raises:
+      WorkdirError: The folder belongs to another configuration (the fields that differ
+        are listed), or holds files but no configuration.
+    """
+    path = workdir / CONFIG_FILE
+    wanted = resolved(config)
+    if path.exists():
+        try:
+            found = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise WorkdirError(f"{path} is damaged: {error}") from None
+        if resume:
+            return ml_collections.ConfigDict(found)
+        if found != wanted:
+            ours, theirs = _flat(wanted), _flat(found)
+            fields = [
+                f"  {name}: {theirs.get(name)!r} there, {ours.get(name)!r} asked for"
+                for name in sorted(ours.keys() | theirs.keys())
+                if ours.get(name) != theirs.get(name)
+            ]
+            raise WorkdirError(
+                f"{workdir} belongs to a run with another configuration:\n"
+                + "\n".join(fields)
+                + "\nChoose another --workdir, or continue that run with --resume"
+            )
+        return ml_collections.ConfigDict(wanted)
+    if resume:
+        raise WorkdirError(f"--resume: {workdir} holds no run")
+    if workdir.exists() and any(p.name != LOCK_FILE for p in workdir.iterdir()):
+        raise WorkdirError(
+            f"{workdir} holds files that are no run of this project; choose an empty "
+            "or a new folder"
+        )
+    workdir.mkdir(parents=True, exist_ok=True)
+    temporary = workdir / f".{CONFIG_FILE}.tmp"
+    temporary.write_text(json.dumps(wanted, indent=2) + "\n")
+    temporary.replace(path)
+    return ml_collections.ConfigDict(wanted)
+
+
+LOCK_FILE = ".lock"
+
+
+@contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Holds the workdir for this process; the lock goes with it, however it ends.
+
+    Raises:
+      WorkdirError: Another process holds it.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / LOCK_FILE).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise WorkdirError(f"{workdir} is in use by another process") from None
+        yield
