@@ -1,7 +1,7 @@
-"""On-policy distillation with AdamW, SGD and subnetwork masks (P1, Figure 3).
+r"""On-policy distillation with AdamW, SGD and subnetwork masks (P1, Figure 3).
 
     python -m experiments.optimizer_ablation --workdir=runs/ablation
-    python -m experiments.optimizer_ablation --workdir=runs/smoke \\
+    python -m experiments.optimizer_ablation --workdir=runs/smoke \
         --config=configs/optimizer_ablation.py:smoke
 
 Variants: `default` (the tiny world, minutes on 2 CPU cores), `smoke` (under a minute),
@@ -22,7 +22,8 @@ def get_config(variant: str = "default") -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict(
         {
             # Hugging Face checkpoint folders and a JSONL file of {prompt, answer}.
-            # Empty: the bundled tiny world (P1: DS-Qwen-1.5B, JustRL-1.5B, DAPO-Math-17K).
+            # Empty: the bundled tiny world. P1: DS-Qwen-1.5B, JustRL-1.5B and
+            # DAPO-Math-17K.
             "student": "",
             "teacher": "",
             "prompts": "",

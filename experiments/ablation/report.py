@@ -115,10 +115,10 @@ def _arms_table(results: Mapping[str, ArmResult]) -> Table:
     seeds = len(next(iter(results.values())).runs)
     caption = (
         f"Mean over {seeds} seeds ± half width of the 95 % Student interval. "
-        "Accuracy: exact match of greedy completions on the test split; late: mean of the last "
-        f"{LATE} evaluations. Reverse KL: whole vocabulary, validation prompts, "
-        "sampled anew. Intervals that overlap the best one's are bold too: those arms are not "
-        "told apart."
+        "Accuracy: exact match of greedy completions on the test split; late: mean of "
+        f"the last {LATE} evaluations. Reverse KL: whole vocabulary, on validation "
+        "prompts sampled anew. Intervals that overlap the best one's are bold too: those arms "
+        "are not told apart."
     )
     return Table(columns, rows, caption)
 
@@ -300,8 +300,8 @@ def write(
     report = reports.Report(
         "Optimizer ablation of on-policy distillation",
         "One teacher, one anchor, the same prompts and seeds: which optimizer, and "
-        "which coordinates, does distillation need? Claims are those of arXiv 2606.13657, "
-        "with thresholds that were fixed before the runs.",
+        "which coordinates, does distillation need? Claims are those of "
+        "arXiv 2606.13657, with thresholds that were fixed before the runs.",
     )
     report.section("Claims", reports.Claims(claims))
     arms = report.section("Arms", _arms_table(results))
