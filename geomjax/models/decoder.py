@@ -59,7 +59,9 @@ def dot_product_attention(
     mask: Bool[Array, "B 1 T S"],
 ) -> Float[Array, "B T N H"]:
     """Softmax attention by JAX's own primitive, with float32 softmax."""
-    return jax.nn.dot_product_attention(query, key, value, mask=mask)
+    # JAX's own code widens bfloat16 implicitly, which strict promotion refuses.
+    with jax.numpy_dtype_promotion("standard"):
+        return jax.nn.dot_product_attention(query, key, value, mask=mask)
 
 
 class Linear(nnx.Module):

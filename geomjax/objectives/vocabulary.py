@@ -52,13 +52,14 @@ def logits(
     hidden: Float[Array, "n D"],
     temperature: float,
 ) -> Float[Array, "n V"]:
-    """Logits over temperature, at least float32."""
+    """Logits over temperature, float32 (float64 of a float64 model)."""
+    wide = jnp.float64 if model.dtype == jnp.float64 else jnp.float32
     product = jnp.einsum(
         "nd,vd->nv",
         hidden,
         unembedding.astype(model.dtype),
         precision=model.precision,
-        preferred_element_type=jnp.promote_types(model.dtype, jnp.float32),
+        preferred_element_type=wide,
     )
     return product / temperature
 
