@@ -18,7 +18,9 @@ GRID = {
     "tied": {"tie_word_embeddings": True},
     "grouped by 2, wide heads": {"num_attention_heads": 4, "head_dim": 16},
     "one key head, narrow heads": {"num_key_value_heads": 1, "head_dim": 4},
-    "small rotary base": {"rope_parameters": {"rope_type": "default", "rope_theta": 50.0}},
+    "small rotary base": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 50.0}
+    },
     "coarse epsilon": {"rms_norm_eps": 1e-2},
     "deeper than is unrolled": {"num_hidden_layers": 10},
 }
@@ -48,7 +50,9 @@ def test_logits_of_ragged_batches_agree(fields, tmp_path):
     inputs = ragged(3, 37, [(0, 0), (5, 0), (0, 4), (2, 3)], length=11)
     real = inputs[2] != 0
     expected = peer_logits(peer, *inputs)[real]
-    np.testing.assert_allclose(our_logits(model, params, inputs)[real], expected, atol=1e-4)
+    np.testing.assert_allclose(
+        our_logits(model, params, inputs)[real], expected, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 
 from geomjax.models.config import DecoderConfig
@@ -40,14 +41,18 @@ def ragged(seed, vocab_size, pads, length):
     return tokens, positions, segment_ids
 
 
+def on_device(arrays):
+    return tuple(jnp.asarray(array) for array in arrays)
+
+
 def random_params(model, seed):
-    """Parameters with random norms, in NumPy, without a compilation."""
+    """Parameters with random norms, drawn by NumPy: nothing is compiled."""
     generator = np.random.default_rng(seed)
 
     def fill(tree):
         if isinstance(tree, dict):
             return {name: fill(child) for name, child in sorted(tree.items())}
         draw = generator.standard_normal(tree.shape).astype(np.float32)
-        return np.float32(tree.shape[-1] ** -0.5) * draw + np.float32(0.1)
+        return jnp.asarray(np.float32(tree.shape[-1] ** -0.5) * draw + np.float32(0.1))
 
     return fill(model.shapes)

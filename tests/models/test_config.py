@@ -1,0 +1,112 @@
+"""config.json: what is read and what is refused."""
+
+import json
+
+import pytest
+from tiny_decoder import CONFIG, variant
+
+from geomjax.models.config import decoder_config, read_config
+
+QWEN3 = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "vocab_size": 24,
+    "hidden_size": 16,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 6,
+    "rms_norm_eps": 1e-06,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    "tie_word_embeddings": False,
+    "max_position_embeddings": 64,
+    "attention_bias": False,
+    "hidden_act": "silu",
+    "sliding_window": None,
+    "use_sliding_window": False,
+}
+
+
+def without(*names):
+    return {name: value for name, value in QWEN3.items() if name not in names}
+
+
+def test_reads_both_layouts_of_the_rotary_base():
+    assert decoder_config(QWEN3) == CONFIG
+    older = without("rope_parameters") | {"rope_theta": 10000, "rope_scaling": None}
+    assert decoder_config(older) == CONFIG
+
+
+def test_the_rotary_base_in_rope_parameters_counts():
+    both = QWEN3 | {"rope_theta": 5.0}
+    assert decoder_config(both).rope_theta == 10000.0
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"attention_bias": True}, "attention_bias=True"),
+        ({"use_sliding_window": True}, "use_sliding_window=True"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu'.*'silu' only"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config.*bfloat16"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "RoPE scaling 'yarn'"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "RoPE scaling 'linear'"),
+        (
+            {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}},
+            "RoPE scaling 'llama3'",
+        ),
+        ({"rope_parameters": {"rope_type": "default"}}, "no 'rope_theta'"),
+        ({"hidden_size": "16"}, "hidden_size='16'; expected an integer"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers=0"),
+        ({"vocab_size": 24.0}, "vocab_size=24.0"),
+        ({"rms_norm_eps": 0}, "rms_norm_eps=0; expected a number above 0"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps=nan"),
+        ({"num_key_value_heads": 3}, r"num_heads \(4\) is not a multiple .* \(3\)"),
+        ({"head_dim": 5}, "head_dim is 5; rotary heads are even"),
+        ({"architectures": ["LlamaForCausalLM"]}, "Llama.*known: .*Qwen3ForCausalLM"),
+        ({"architectures": None, "model_type": "gpt2"}, "gpt2.*Qwen3ForCausalLM"),
+    ],
+)
+def test_what_is_not_implemented_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        decoder_config(QWEN3 | fields)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "rms_norm_eps",
+        "max_position_embeddings",
+    ],
+)
+def test_a_missing_field_is_named(name):
+    with pytest.raises(ValueError, match=f"no {name!r}"):
+        decoder_config(without(name))
+
+
+def test_sizes_are_positive_however_a_config_is_made():
+    with pytest.raises(ValueError, match="num_layers is 0"):
+        variant(num_layers=0)
+
+
+def test_files_that_are_no_config_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no config.json; expected a checkpoint"):
+        read_config(tmp_path)
+    for text, message in [
+        ("{", "not valid JSON"),
+        ("[1]", "holds a list, not an object"),
+        ("\xff", "not valid JSON"),
+    ]:
+        (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
+        with pytest.raises(ValueError, match=message):
+            read_config(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(QWEN3))
+    assert decoder_config(read_config(tmp_path)) == CONFIG
