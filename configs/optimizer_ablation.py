@@ -43,11 +43,11 @@ def get_config(variant: str = "default") -> ml_collections.ConfigDict:
             "jsd_beta": 0.5,
             "ratio_clip": 0.2,  # ours; P1 gives none.
             # P1: 128 prompts, 4 samples each, mini-batches of 32 prompts. Ours: fewer.
-            "prompts_per_step": 32,
+            "prompts_per_step": 16,
             "samples_per_prompt": 4,
             "mini_batches": 2,
             "micro_batches": 1,
-            "num_steps": 200,
+            "num_steps": 250,
             "temperature": 1.0,  # ours (thunlp/OPD's default).
             "max_prompt_tokens": 16,
             "max_new_tokens": 6,
@@ -62,7 +62,7 @@ def get_config(variant: str = "default") -> ml_collections.ConfigDict:
             # ("embed_tokens", "norm", "lm_head").
             "frozen": (),
             "seeds": (0, 1, 2),
-            "evaluate_every": 10,  # P1.
+            "evaluate_every": 25,  # P1: 10, of some 140 steps.
             "save_every": 50,
             # Shares of the prompts held out, by a hash of their text: about 600 and
             # 1,200 of the tiny world's 6,000.

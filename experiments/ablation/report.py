@@ -116,9 +116,9 @@ def _arms_table(results: Mapping[str, ArmResult]) -> Table:
     caption = (
         f"Mean over {seeds} seeds ± half width of the 95 % Student interval. "
         "Accuracy: exact match of greedy completions on the test split; late: mean of "
-        f"the last {LATE} evaluations. Reverse KL: whole vocabulary, on validation "
-        "prompts sampled anew. Intervals that overlap the best one's are bold too: those arms "
-        "are not told apart."
+        f"the last {LATE} evaluations. Reverse KL: whole vocabulary, completions of "
+        "validation prompts sampled anew. Where intervals overlap the best one's, the "
+        "cells are bold too: those arms are not told apart."
     )
     return Table(columns, rows, caption)
 
