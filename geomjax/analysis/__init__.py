@@ -10,3 +10,7 @@ from geomjax.analysis.metrics import Metric as Metric
 from geomjax.analysis.metrics import Pool as Pool
 from geomjax.analysis.metrics import default_metrics as default_metrics
 from geomjax.analysis.operands import Operands as Operands
+from geomjax.analysis.run import Estimate as Estimate
+from geomjax.analysis.run import RunResult as RunResult
+from geomjax.analysis.run import estimate as estimate
+from geomjax.analysis.run import run as run

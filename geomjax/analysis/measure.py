@@ -12,9 +12,17 @@ from jaxtyping import Array, Bool, Float
 
 from geomjax.analysis.metrics import DEFAULT, Column, Metric
 from geomjax.analysis.operands import Operands
-from geomjax.checkpoints import CheckpointSource, Match, match
+from geomjax.analysis.stacks import kind_of
+from geomjax.checkpoints import CheckpointSource, match
 from geomjax.names import classify
-from geomjax.update import Delta, Subtract, TensorKind, delta_dtype, form, group_by_kind
+from geomjax.update import (
+    Delta,
+    Subtract,
+    TensorKind,
+    delta_dtype,
+    form,
+    group_by_kind,
+)
 
 Row = dict[str, Any]
 """One tensor: column names to Python values, None where undefined."""
@@ -89,11 +97,23 @@ def measure_stack(
     Returns:
         The numbers. Tensors that are not finite are measured as zeros.
     """
-    w, w_tuned, d = form(source, tuned, delta=plan.delta, subtract=plan.subtract)
-    axes = tuple(range(1, w.ndim))
-    finite = jnp.all(jnp.isfinite(w) & jnp.isfinite(w_tuned), axis=axes)
+    formed = form(source, tuned, delta=plan.delta, subtract=plan.subtract)
+    return evaluate(*formed, plan)
+
+
+def evaluate(
+    source: Float[Array, "p *s"],
+    tuned: Float[Array, "p *s"],
+    delta: Float[Array, "p *s"],
+    plan: StackPlan,
+) -> Measured:
+    """Traces the metrics of a plan over W, W' and D of a stack, already formed."""
+    axes = tuple(range(1, source.ndim))
+    finite = jnp.all(jnp.isfinite(source) & jnp.isfinite(tuned), axis=axes)
     keep = finite.reshape(-1, *(1 for _ in axes))
-    w, w_tuned, d = (jnp.where(keep, x, jnp.zeros_like(x)) for x in (w, w_tuned, d))
+    w, w_tuned, d = (
+        jnp.where(keep, x, jnp.zeros_like(x)) for x in (source, tuned, delta)
+    )
     metrics = applicable(plan.metrics, len(axes))
     matrix = len(axes) == 2
     r = min(w.shape[1:], default=0)
@@ -112,14 +132,6 @@ def _columns(metric: Metric, operands: Operands) -> list[Float[Array, " p"]]:
             f"{sorted(names)}"
         )
     return [jnp.asarray(out[name], operands.dtype) for name in names]
-
-
-def kind_of(
-    source: CheckpointSource, tuned: CheckpointSource, item: Match
-) -> TensorKind:
-    """What decides which stack a matched tensor belongs to."""
-    before, after = source.spec(item.source_key), tuned.spec(item.tuned_key)
-    return TensorKind(item.shape, str(before.dtype), str(after.dtype))
 
 
 def to_rows(

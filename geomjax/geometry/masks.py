@@ -84,7 +84,7 @@ def coverage(
         The coverages; NaN for an empty support.
     """
     *batch, m, n = source.shape
-    dtype, k = factors.values.dtype, factors.short.shape[-2]
+    dtype = factors.values.dtype
     shards = 1 if axis_name is None else lax.axis_size(axis_name)
     numel = m * n * shards
     sizes = jnp.asarray([top_count(mask.density, numel) for mask in masks], jnp.int32)
@@ -95,10 +95,8 @@ def coverage(
     # No entry of a reconstruction exceeds its largest singular value.
     bound = jnp.maximum(factors.values[..., :1, None], 1e-300)
 
-    def one(mask):
-        rank, size, low_threshold = mask
-        kept = (jnp.arange(k, dtype=jnp.int32) < rank).astype(dtype)
-        kept = factors.short * kept.reshape(*(1 for _ in batch), k, 1)
+    def one(rank, size, low_threshold):
+        kept = factors.short[..., :rank, :]
 
         def key(block):
             inside = matmul(kept, block.astype(dtype))
@@ -119,9 +117,14 @@ def coverage(
         table = fold(joint, source, delta, axis_name=axis_name)
         return table.reshape(*batch, 3, 3, 3)
 
-    ranks = jnp.asarray([mask.rank for mask in masks], jnp.int32)
-    each = (ranks, jnp.moveaxis(sizes, -1, 0), jnp.moveaxis(low_cut.threshold, -1, 0))
-    tables = jnp.moveaxis(lax.map(one, each), 0, len(batch))
+    # Unrolled: XLA's CPU backend runs the body of a loop on one core.
+    tables = jnp.stack(
+        [
+            one(mask.rank, sizes[..., i], low_cut.threshold[..., i])
+            for i, mask in enumerate(masks)
+        ],
+        axis=len(batch),
+    )
     return Coverages(
         changed=_from_table(tables[..., 1] + tables[..., 2], tables, sizes),
         changed_beyond=_from_table(tables[..., 2], tables, sizes),

@@ -44,7 +44,9 @@ def fraction_within(
     def share(limit):
         return fraction(magnitude <= limit[..., None])
 
-    return jnp.moveaxis(lax.map(share, jnp.moveaxis(limits, -1, 0)), 0, -1)
+    # Unrolled: XLA's CPU backend runs the body of a loop on one core.
+    shares = [share(limits[..., i]) for i in range(limits.shape[-1])]
+    return jnp.stack(shares, axis=-1)
 
 
 def fraction_below(
@@ -96,10 +98,10 @@ def coordinate_energy(
         kept = jnp.where(larger, x, jnp.zeros_like(x)).astype(dtype)
         return jnp.sum(jnp.square(kept), axis=(-2, -1))
 
-    larger_energy = lax.map(above, jnp.moveaxis(values, -1, 0))
+    larger_energy = [above(values[..., i]) for i in range(len(fractions))]
     # Entries equal to the threshold carry equal energy: which of them are taken is
     # without effect.
     from_tied = (counts - (n - cut.below - cut.tied)).astype(dtype)
     from_tied = from_tied * jnp.square(values.astype(dtype))
     total = jnp.sum(jnp.square(x.astype(dtype)), axis=(-2, -1))
-    return (jnp.moveaxis(larger_energy, 0, -1) + from_tied) / total[..., None]
+    return (jnp.stack(larger_energy, axis=-1) + from_tied) / total[..., None]
