@@ -97,7 +97,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         "arms": {name: result.record() for name, result in results.items()},
         "skipped": skipped,
         "claims": [claim._asdict() for claim in claims],
-        "wall_s": _total_time(workdir, time.monotonic() - started),
+        "wall_s": _wall_time(workdir, time.monotonic() - started),
         "config": workdirs.resolved(config),
         "environment": environment(),
     }
@@ -187,11 +187,10 @@ def _export(
         shutil.copyfile(saved, folder / "mask.safetensors")
 
 
-def _total_time(workdir: Path, seconds: float) -> float:
-    """Wall time of this and, where the run was interrupted, of earlier processes."""
+def _wall_time(workdir: Path, seconds: float) -> float:
+    """Wall time of this process, or that recorded by the one that finished the run."""
     path = workdir / "results.json"
     if path.exists():
-        # A finished run that is only reported anew keeps the time that it took.
         return json.loads(path.read_text())["wall_s"]
     return round(seconds, 1)
 
