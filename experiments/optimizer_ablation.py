@@ -43,22 +43,28 @@ from geomjax.models.load import export
 
 CONFIG = Path(__file__).parent.parent / "configs" / "optimizer_ablation.py"
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", str(CONFIG), "Configuration; FILE:smoke and FILE:sweep are its variants."
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", "runs/optimizer_ablation", "Folder of results, checkpoints and report."
-)
-_RESUME = flags.DEFINE_bool(
-    "resume", False, "Continue the run in --workdir with the configuration it has."
-)
+
+def define_flags() -> None:
+    """Defines the flags; not at import, so that experiments can be imported together.
+
+    Defining `--config` reads the configuration file.
+    """
+    config_flags.DEFINE_config_file(
+        "config", str(CONFIG), "Configuration; FILE:smoke and FILE:sweep are variants."
+    )
+    flags.DEFINE_string(
+        "workdir", "runs/optimizer_ablation", "Folder of results, checkpoints, report."
+    )
+    flags.DEFINE_bool(
+        "resume", False, "Continue the run in --workdir with the configuration it has."
+    )
 
 
 def main() -> None:
     """Runs the experiment that the flags describe."""
-    workdir = Path(_WORKDIR.value)
+    workdir = Path(flags.FLAGS.workdir)
     with workdirs.locked(workdir):
-        config = workdirs.claim(workdir, _CONFIG.value, resume=_RESUME.value)
+        config = workdirs.claim(workdir, flags.FLAGS.config, resume=flags.FLAGS.resume)
         run(config, workdir)
 
 
@@ -218,4 +224,5 @@ def _join_metrics(path: Path, outcomes: dict[str, list[Outcome]]) -> None:
 
 
 if __name__ == "__main__":
+    define_flags()
     cli.main(main)

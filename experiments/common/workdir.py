@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,10 @@ from typing import Any
 import ml_collections
 
 CONFIG_FILE = "config.json"
+LOCK_FILE = ".lock"
+
+_TEMPORARY_FILE = f".{CONFIG_FILE}.tmp"
+_OWN_FILES = {CONFIG_FILE, LOCK_FILE, _TEMPORARY_FILE}
 
 
 class WorkdirError(ValueError):
@@ -49,15 +54,12 @@ def claim(
 
     Raises:
       WorkdirError: The folder belongs to another configuration (the fields that differ
-        are listed), or holds files but no configuration.
+        are listed), holds files but no configuration, or a damaged one.
     """
     path = workdir / CONFIG_FILE
     wanted = resolved(config)
     if path.exists():
-        try:
-            found = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise WorkdirError(f"{path} is damaged: {error}") from None
+        found = _read(path)
         if resume:
             return ml_collections.ConfigDict(found)
         if found != wanted:
@@ -75,32 +77,60 @@ def claim(
         return ml_collections.ConfigDict(wanted)
     if resume:
         raise WorkdirError(f"--resume: {workdir} holds no run")
-    if workdir.exists() and any(p.name != LOCK_FILE for p in workdir.iterdir()):
+    if _names(workdir) - _OWN_FILES:
         raise WorkdirError(
             f"{workdir} holds files that are no run of this project; choose an empty "
             "or a new folder"
         )
     workdir.mkdir(parents=True, exist_ok=True)
-    temporary = workdir / f".{CONFIG_FILE}.tmp"
+    temporary = workdir / _TEMPORARY_FILE
     temporary.write_text(json.dumps(wanted, indent=2) + "\n")
     temporary.replace(path)
     return ml_collections.ConfigDict(wanted)
 
 
-LOCK_FILE = ".lock"
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:  # Neither JSON nor, perhaps, text.
+        raise WorkdirError(f"{path} is damaged: {error}") from None
+    if not isinstance(found, dict):
+        raise WorkdirError(f"{path} is damaged: it holds no JSON object")
+    return found
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.exists() else set()
 
 
 @contextmanager
 def locked(workdir: Path) -> Iterator[None]:
     """Holds the workdir for this process; the lock goes with it, however it ends.
 
+    A run that fails before it has written anything but its configuration leaves the
+    folder as it was found, so that it can be started again with a corrected one.
+
     Raises:
       WorkdirError: Another process holds it.
     """
+    made = not workdir.exists()
     workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / LOCK_FILE).open("w") as file:
+    before = _names(workdir)
+    path = workdir / LOCK_FILE
+    with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(file.fileno()).st_nlink == 0:  # Removed before we had it.
+                raise BlockingIOError
         except BlockingIOError:
             raise WorkdirError(f"{workdir} is in use by another process") from None
-        yield
+        try:
+            yield
+        except BaseException:
+            written = _names(workdir) - before
+            if written <= _OWN_FILES:
+                for name in written:
+                    (workdir / name).unlink()
+                if made:
+                    workdir.rmdir()
+            raise

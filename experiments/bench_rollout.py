@@ -1,0 +1,185 @@
+"""Sampled tokens per second, against transformers' `generate` and the machine's floor.
+
+    python -m experiments.bench_rollout [--peer] [--json=FILE]
+
+Samples from random Qwen3 models at two sizes (`experiments.common.benchmarks.SIZES`),
+in float32 at temperature 1, a fixed number of tokens for every row. With `--peer`, also
+with `generate` of transformers, which needs PyTorch: the same weights from one folder,
+the same prompts and token counts, as many threads as there are cores, the two taking
+turns in one run.
+
+The floor is the time that the rollout's multiplications and additions alone take
+(`rollout_operations` states the formula) at the rate of a large square float32 product,
+measured in the same run. Rates at the shapes of prefill and decoding are printed too:
+with few rows the same products run slower, which is part of the distance to the floor.
+"""
+
+import importlib.util
+import os
+import tempfile
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from transformers import AutoModelForCausalLM
+
+from experiments.common import benchmarks, cli
+from experiments.common.benchmarks import SIZES, SQUARE, Size
+from experiments.common.environment import environment
+from geomjax.data.batches import PromptBatch
+from geomjax.models.load import Loaded, load
+from geomjax.train.step import Sampling, rollout
+
+Run = Callable[[], Any]
+
+
+def main() -> None:
+    """Measures both sizes and prints a table."""
+    record = {
+        "sizes": {
+            name: measure(s, peer=benchmarks.PEER.value) for name, s in SIZES.items()
+        },
+        "environment": environment(),
+    }
+    if benchmarks.PEER.value:
+        record["environment"] |= {
+            name: metadata.version(name) for name in ("torch", "transformers")
+        }
+    for name, figures in record["sizes"].items():
+        print_figures(name, SIZES[name], figures)
+    benchmarks.write_json(record)
+
+
+def measure(size: Size, *, peer: bool) -> dict[str, Any]:
+    """Measures one size.
+
+    Args:
+      size: Model and batch.
+      peer: Whether to measure `generate` too.
+
+    Returns:
+      Seconds, tokens per second, and the floor; with a peer also the ratio.
+
+    Raises:
+      ValueError: The peer is asked for and PyTorch is not installed.
+    """
+    if peer and importlib.util.find_spec("torch") is None:
+        raise ValueError(
+            "--peer runs transformers' generate, which needs PyTorch; install the "
+            'extra: pip install "geomjax[parity]"'
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder)
+        benchmarks.write_checkpoint(directory, size, seed=0)
+        loaded, prompts = load(directory), benchmarks.prompt_batch(size)
+        runs = {"ours": benchmarks.timed(our_rollout(loaded, prompts, size))}
+        if peer:
+            runs["peer"] = benchmarks.timed(
+                transformers_generate(directory, loaded, prompts, size)
+            )
+    first_call = runs["ours"]()
+    seconds = benchmarks.interleaved(runs, turns=size.turns, calls=size.calls)
+    rates = benchmarks.matmul_rates(size)
+    operations = benchmarks.rollout_operations(size)
+    floor = operations / rates["square"]
+    tokens = size.batch * size.new_tokens
+    figures = {
+        "seconds": seconds,
+        "tokens_per_s": {name: tokens / value for name, value in seconds.items()},
+        "first_call_s": first_call,
+        "operations": operations,
+        "matmul_rate": rates,
+        "floor_s": floor,
+        "times_floor": seconds["ours"] / floor,
+    }
+    if peer:
+        figures["ratio"] = seconds["peer"] / seconds["ours"]
+    return figures
+
+
+def our_rollout(loaded: Loaded, prompts: PromptBatch, size: Size) -> Run:
+    """One jitted rollout, as a training step holds it."""
+    sampling = Sampling(
+        samples_per_prompt=1,
+        max_new_tokens=size.new_tokens,
+        temperature=1.0,
+        stop_tokens=(),
+        pad_token=0,
+    )
+    jitted = jax.jit(
+        lambda params, prompts, key: rollout(
+            loaded.model, params, prompts, key, sampling
+        )
+    )
+    keys = iter(jax.random.split(jax.random.key(0), 10_000))
+    on_device = jax.device_put(prompts)
+    return lambda: jitted(loaded.params, on_device, next(keys))
+
+
+def transformers_generate(
+    directory: Path, loaded: Loaded, prompts: PromptBatch, size: Size
+) -> Run:
+    """`generate` of the model in `directory`, after a check that it is ours.
+
+    Raises:
+      ValueError: Its logits are not ours.
+    """
+    import torch
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    tokens = torch.tensor(np.asarray(prompts.tokens), dtype=torch.long)
+    with torch.inference_mode():
+        theirs = model(tokens).logits.numpy()
+    hidden = loaded.model.apply(loaded.params, *prompts[:3])
+    ours = hidden @ loaded.model.unembedding(loaded.params).T
+    difference = np.abs(np.asarray(ours) - theirs).max()
+    if not difference < 1e-3:
+        raise ValueError(
+            f"logits differ from those of transformers by {difference}: the two "
+            "contestants do not run the same model"
+        )
+
+    @torch.inference_mode()
+    def generate() -> Any:
+        return model.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            min_new_tokens=size.new_tokens,
+            max_new_tokens=size.new_tokens,
+        )
+
+    return generate
+
+
+def print_figures(name: str, size: Size, figures: dict[str, Any]) -> None:
+    """Prints what was measured at one size."""
+    print(
+        f"\n{name}: width {size.hidden_size}, {size.num_layers} layers, batch "
+        f"{size.batch}, prompt {size.prompt_tokens}, {size.new_tokens} new tokens"
+    )
+    for who, label in (("ours", "geomjax"), ("peer", "transformers generate")):
+        if who in figures["seconds"]:
+            rate, seconds = figures["tokens_per_s"][who], figures["seconds"][who]
+            print(f"  {label:24} {rate:9,.0f} tokens/s  {1e3 * seconds:9.2f} ms")
+    if "ratio" in figures:
+        print(f"  {'ratio':24} {figures['ratio']:9.1f} times faster")
+    print(f"  {'first call (compiles)':24} {figures['first_call_s']:9.2f} s")
+    print(
+        f"  {'floor':24} {1e3 * figures['floor_s']:9.2f} ms: "
+        f"{figures['operations'] / 1e9:.2f} GFLOP at the rate of the {SQUARE} square; "
+        f"we take {figures['times_floor']:.1f} times that"
+    )
+    for shape, rate in figures["matmul_rate"].items():
+        print(f"  {'product ' + shape:24} {rate / 1e9:9.0f} GFLOP/s")
+
+
+if __name__ == "__main__":
+    cli.main(main)
