@@ -1,0 +1,44 @@
+"""One small run of the ablation in the bundled world, shared by the tests."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_collections
+import pytest
+
+from configs import optimizer_ablation as config_module
+from experiments import optimizer_ablation
+from experiments.ablation import geometry
+
+NEEDED = ("norms", "unchanged", "update_density", "delta_spectrum", "mask_coverage")
+
+
+class Run(NamedTuple):
+    config: ml_collections.ConfigDict
+    workdir: Path
+    record: dict[str, Any]
+
+
+def small_config() -> ml_collections.ConfigDict:
+    """The smoke variant, made smaller still."""
+    config = config_module.get_config("smoke")
+    config.num_steps = 6
+    config.evaluate_every = 1
+    config.save_every = 6
+    config.prompts_per_step = 8
+    config.seeds = (0, 1)
+    return config
+
+
+@pytest.fixture(scope="session")
+def ablation_run(tmp_path_factory) -> Run:
+    """All six arms with two seeds, masters exported."""
+    workdir = tmp_path_factory.mktemp("ablation") / "run"
+    config = small_config()
+    config.export_masters = True
+    chosen = tuple(m for m in geometry.METRICS if m.name in NEEDED)
+    with pytest.MonkeyPatch.context() as patch:
+        # Each metric is compiled for every shape, which takes most of a short run.
+        patch.setattr(geometry, "METRICS", chosen)
+        record = optimizer_ablation.run(config, workdir)
+    return Run(config, workdir, record)
