@@ -11,13 +11,15 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import ml_dtypes
 import numpy as np
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from experiments.common import cli
 from geomjax.checkpoints.writer import write_safetensors
 from geomjax.data import arithmetic
 from geomjax.data.characters import character_tokenizer
@@ -38,8 +40,11 @@ from geomjax.typing import Params
 ARTIFACTS = Path(__file__).parent / "artifacts" / "tiny_world"
 RECIPE = Path(__file__).parent.parent / "configs" / "tiny_world.py"
 
-_CONFIG = config_flags.DEFINE_config_file("config", str(RECIPE), "The recipe.")
-_OUTPUT = flags.DEFINE_string("output", str(ARTIFACTS), "Folder to write.")
+
+def define_flags() -> None:
+    """Defines the flags; not at import, so that experiments can be imported together."""
+    config_flags.DEFINE_config_file("config", str(RECIPE), "The recipe.")
+    flags.DEFINE_string("output", str(ARTIFACTS), "Folder to write.")
 
 
 class Task:
@@ -58,19 +63,37 @@ class Task:
             for example in examples
         ]
 
-    def batch(self, examples: list[Example]) -> Batch:
-        """Problems with their answers, every answer token weighted equally."""
+    def batch(
+        self, examples: list[Example], generator: np.random.Generator, slips: float
+    ) -> Batch:
+        """Problems with their answers, every right token weighted equally.
+
+        In a share `slips` of them one value is drawn at random and the chain goes on
+        from it; that value is no target. So a model knows how to go on from a mistake,
+        and a teacher has an opinion wherever a student may lead it.
+        """
         stop = self.tokenizer.eos_token
+        slipped = generator.random(len(examples)) < slips
+        positions = generator.integers(0, [len(e.answer) for e in examples])
+        digits = generator.integers(0, 10, len(examples))
+        answers = [
+            arithmetic.with_slip(example, position, digit) if slip else example.answer
+            for example, slip, position, digit in zip(
+                examples, slipped, positions, digits, strict=True
+            )
+        ]
         padded = pad_responses(
             self.encode(examples),
             [
-                np.array(self.tokenizer.encode(f"{example.answer}{stop}"), np.int32)
-                for example in examples
+                np.array(self.tokenizer.encode(f"{answer}{stop}"), np.int32)
+                for answer in answers
             ],
             prompt_length=self.prompt_length,
             response_length=self.response_length,
             pad_id=self.tokenizer.pad_token_id,
         )
+        rows = np.flatnonzero(slipped)
+        padded.completion[rows, self.prompt_length + positions[rows]] = False
         return Batch(
             tokens=jnp.asarray(padded.tokens),
             positions=jnp.asarray(padded.positions),
@@ -98,12 +121,19 @@ def stored(params: Params) -> Params:
 
 
 def train(
-    config, model: Decoder, task: Task, held_out: set[str], evaluate: Callable
+    config: ml_collections.ConfigDict,
+    model: Decoder,
+    task: Task,
+    held_out: set[str],
+    evaluate: Callable[[Params], np.ndarray],
 ) -> dict[str, tuple[int, Params]]:
     """Trains one model from nothing and keeps three snapshots of it.
 
     Returns:
       (step, parameters as stored) of `base`, `anchor` and `teacher`.
+
+    Raises:
+      ValueError: The recipe ends before the base or the anchor is reached.
     """
     tx = build(
         OptimizerSpec(
@@ -126,7 +156,7 @@ def train(
             generator, 2 * config.batch_size, task.operations
         )
         fresh = [e for e in examples if e.prompt not in held_out][: config.batch_size]
-        state, metrics = step(state, {}, task.batch(fresh))
+        state, metrics = step(state, {}, task.batch(fresh, generator, config.slips))
         if index == config.base_steps:
             snapshots["base"] = index, stored(state.params)
         if "anchor" not in snapshots and index % config.evaluate_every == 0:
@@ -136,11 +166,17 @@ def train(
             if accuracy >= config.anchor_accuracy:
                 snapshots["anchor"] = index, candidate
             elif index >= config.max_anchor_steps:
-                raise RuntimeError(
+                raise ValueError(
                     f"no snapshot reached an accuracy of {config.anchor_accuracy} in "
                     f"{index} steps; the last had {accuracy}"
                 )
     snapshots["teacher"] = config.teacher_steps, stored(state.params)
+    missing = {"base", "anchor"} - snapshots.keys()
+    if missing:
+        raise ValueError(
+            f"{config.teacher_steps} steps (teacher_steps) ended before the snapshots "
+            f"{sorted(missing)}; train longer, or lower base_steps or anchor_accuracy"
+        )
     return snapshots
 
 
@@ -162,11 +198,21 @@ def write_checkpoint(
     tokenizer.save_pretrained(directory)
 
 
-def main(argv: list[str]) -> None:
-    """Builds the world and prints what it holds."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    config, output = _CONFIG.value, Path(_OUTPUT.value)
+def main() -> None:
+    """Builds the world that the flags describe."""
+    build_world(flags.FLAGS.config, Path(flags.FLAGS.output))
+
+
+def build_world(config: ml_collections.ConfigDict, output: Path) -> None:
+    """Builds the world and prints what it holds.
+
+    Args:
+      config: As `configs/tiny_world.py` makes it.
+      output: Folder to write; made if missing.
+
+    Raises:
+      ValueError: The recipe ends before the base or the anchor is reached.
+    """
     tokenizer = character_tokenizer(arithmetic.ALPHABET, pad="<pad>", eos="<eos>")
     task = Task(tuple(config.operations), tokenizer)
     decoder_config = DecoderConfig(
@@ -227,4 +273,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    define_flags()
+    cli.main(main)
