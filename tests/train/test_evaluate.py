@@ -1,0 +1,108 @@
+"""Greedy accuracy and divergence on held-out prompts, with a model worked by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from chain_model import ChainModel, chain_params
+
+from geomjax.data.characters import character_tokenizer
+from geomjax.train.evaluate import make_accuracy, make_divergence
+from geomjax.train.step import Sampling
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return character_tokenizer("abcd")
+
+
+def successor(tokenizer, chain):
+    """Parameters of a model that follows `chain`, a dict from token to next token."""
+    size = len(tokenizer)
+    head = np.zeros((size, size), np.float32)
+    for token, following in chain.items():
+        head[following, token] = 5.0
+    return {"table": jnp.eye(size, dtype=jnp.float32), "head": jnp.asarray(head)}
+
+
+def accuracy_of(tokenizer, prompts, answers, batch_size):
+    sampling = Sampling(
+        samples_per_prompt=7,  # Neither this nor the temperature is used.
+        max_new_tokens=3,
+        temperature=9.0,
+        stop_tokens=(tokenizer.eos_token_id,),
+        pad_token=tokenizer.pad_token_id,
+    )
+    return make_accuracy(
+        ChainModel(len(tokenizer)),
+        tokenizer,
+        [np.array(tokenizer.encode(prompt), np.int32) for prompt in prompts],
+        answers,
+        sampling,
+        prompt_length=2,
+        batch_size=batch_size,
+    )
+
+
+def test_accuracy_by_hand(tokenizer):
+    """a -> b -> c -> end; d goes on for ever."""
+    a, b, c, d = (tokenizer.convert_tokens_to_ids(x) for x in "abcd")
+    chain = {a: b, b: c, c: tokenizer.eos_token_id, d: d}
+    params = successor(tokenizer, chain)
+    prompts = ["a", "ab", "da", "c", "d"]
+    # "d" produces "ddd", but is cut off and never stops: it is not right.
+    answers = ["bc", "c", "b", "", "ddd"]
+    expected = [1.0, 1.0, 0.0, 1.0, 0.0]
+    for batch_size in (2, 5, 8):
+        accuracy = accuracy_of(tokenizer, prompts, answers, batch_size)
+        got = accuracy(params)
+        assert got.dtype == np.float32
+        np.testing.assert_array_equal(got, expected, err_msg=f"batches of {batch_size}")
+    lost = successor(tokenizer, chain | {a: a})
+    np.testing.assert_array_equal(accuracy(lost), [0.0, 1.0, 0.0, 1.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("prompts", "answers", "message"),
+    [
+        (["a", "b"], ["b"], "2 prompts and 1 answers"),
+        (["a"], ["b", "c"], "1 prompts and 2 answers"),
+        ([], [], "0 prompts"),
+    ],
+)
+def test_prompts_without_their_answers_are_refused(
+    tokenizer, prompts, answers, message
+):
+    with pytest.raises(ValueError, match=message):
+        accuracy_of(tokenizer, prompts, answers, batch_size=2)
+
+
+def divergence_of(seed, count=400, temperature=1.0):
+    sampling = Sampling(
+        samples_per_prompt=3,
+        max_new_tokens=2,
+        temperature=temperature,
+        stop_tokens=(),
+        pad_token=0,
+    )
+    model = ChainModel(6)
+    ids = [np.array([1 + i % 2], np.int32) for i in range(count)]
+    return make_divergence(model, model, ids, sampling, prompt_length=1, seed=seed)
+
+
+def test_divergence_is_the_mean_reverse_kl_of_the_contexts_visited():
+    params, teacher = chain_params(0, 6), chain_params(1, 6)
+    log_p, log_q = (
+        np.asarray(jax.nn.log_softmax(x["table"] @ x["head"].T / 0.8))
+        for x in (params, teacher)
+    )
+    kl = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
+    first = np.array([0, 0.5, 0.5, 0, 0, 0])
+    expected = (first @ kl + first @ np.exp(log_p) @ kl) / 2
+    divergence = divergence_of(0, temperature=0.8)
+    got = float(divergence(params, teacher))
+    assert got == pytest.approx(expected, rel=0.1)  # Of 400 draws of the second token.
+    assert abs(expected) > 0.1
+    assert float(divergence(params, teacher)) == got
+    assert float(divergence(params, params)) == pytest.approx(0, abs=1e-6)
+    assert float(divergence_of(1, temperature=0.8)(params, teacher)) != got
