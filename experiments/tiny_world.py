@@ -42,7 +42,7 @@ RECIPE = Path(__file__).parent.parent / "configs" / "tiny_world.py"
 
 
 def define_flags() -> None:
-    """Defines the flags; not at import, so that experiments can be imported together."""
+    """Defines the flags; not at import: experiments can be imported together."""
     config_flags.DEFINE_config_file("config", str(RECIPE), "The recipe.")
     flags.DEFINE_string("output", str(ARTIFACTS), "Folder to write.")
 
