@@ -84,7 +84,7 @@ def coverage(
         The coverages; NaN for an empty support.
     """
     *batch, m, n = source.shape
-    dtype = factors.values.dtype
+    dtype, k = factors.values.dtype, factors.short.shape[-2]
     shards = 1 if axis_name is None else lax.axis_size(axis_name)
     numel = m * n * shards
     sizes = jnp.asarray([top_count(mask.density, numel) for mask in masks], jnp.int32)
@@ -92,44 +92,51 @@ def coverage(
     low_cut = kth_smallest(
         magnitude_key, [source], sizes, low_bits=low_bits, axis_name=axis_name
     )
-    # No entry of a reconstruction exceeds its largest singular value.
-    bound = jnp.maximum(factors.values[..., :1, None], 1e-300)
+    # No entry of a reconstruction exceeds the largest singular value.
+    bound = jnp.maximum(factors.values[..., :1, None, None], 1e-300)
+    q, r = len(masks), min(m, n)
+    directions = jnp.arange(k, dtype=jnp.int32)
+    inside_rank = jnp.stack([directions < mask.rank for mask in masks])
+    inside_rank = inside_rank.reshape(*(1 for _ in batch), q, 1, k)
+    columns = transpose(factors.short)[..., None, :, :]
+    # All masks' reconstructions are one product: rows of U_k U_k^T W for each rank k,
+    # which is U_k S_k V_k^T, of the short side.
+    kept = jnp.where(inside_rank, columns, 0).reshape(*batch, q * r, k)
 
-    def one(rank, size, low_threshold):
-        kept = factors.short[..., :rank, :]
+    def key(block):
+        product = matmul(kept, matmul(factors.short, block.astype(dtype)))
+        product = product.reshape(*batch, q, r, block.shape[-1])
+        return fine_key(product, bound)
 
-        def key(block):
-            inside = matmul(kept, block.astype(dtype))
-            return fine_key(matmul(transpose(kept), inside), bound)
+    at = (numel - sizes + 1)[..., None]
+    cut = kth_smallest(key, [source], at, axis_name=axis_name)
 
-        cut = kth_smallest(
-            key, [source], numel - size[..., None] + 1, axis_name=axis_name
+    def joint(block, delta_block, fresh):
+        moved = jnp.abs(delta_block).astype(dtype)
+        support = (moved > 0).astype(jnp.int32) + (moved > atol).astype(jnp.int32)
+        side = _side(key(block), cut.threshold[..., None])
+        low = _side(
+            magnitude_key(block)[..., None, :, :], low_cut.threshold[..., None, None]
         )
+        index = (side * 3 + low) * 3 + support[..., None, :, :]
+        index = drop_stale(index, fresh, 27)
+        return histogram(index.reshape(*batch, q, -1), 28)[..., :27]
 
-        def joint(block, delta_block, fresh):
-            moved = jnp.abs(delta_block).astype(dtype)
-            support = (moved > 0).astype(jnp.int32) + (moved > atol).astype(jnp.int32)
-            side = _side(key(block), cut.threshold[..., None])
-            low = _side(magnitude_key(block), low_threshold[..., None, None])
-            index = drop_stale((side * 3 + low) * 3 + support, fresh, 27)
-            return histogram(index.reshape(*batch, -1), 28)[..., :27]
-
-        table = fold(joint, source, delta, axis_name=axis_name)
-        return table.reshape(*batch, 3, 3, 3)
-
-    # Unrolled: XLA's CPU backend runs the body of a loop on one core.
-    tables = jnp.stack(
+    tables = fold(joint, source, delta, axis_name=axis_name)
+    tables = tables.reshape(*batch, q, 3, 3, 3)
+    supports = jnp.stack(
         [
-            one(mask.rank, sizes[..., i], low_cut.threshold[..., i])
-            for i, mask in enumerate(masks)
-        ],
-        axis=len(batch),
+            tables[..., 1] + tables[..., 2],
+            tables[..., 2],
+            jnp.sum(tables, axis=-1, dtype=jnp.int32),
+        ]
     )
-    return Coverages(
-        changed=_from_table(tables[..., 1] + tables[..., 2], tables, sizes),
-        changed_beyond=_from_table(tables[..., 2], tables, sizes),
-        chance=_from_table(jnp.sum(tables, axis=-1), tables, sizes),
+    found = _from_table(
+        supports,
+        jnp.broadcast_to(supports[2:], supports.shape),
+        jnp.broadcast_to(sizes[None], (3, *sizes.shape)),
     )
+    return Coverages(*(Coverage(*(part[i] for part in found)) for i in range(3)))
 
 
 def _side(key: Array, threshold: Array) -> Int[Array, "..."]:
@@ -139,12 +146,11 @@ def _side(key: Array, threshold: Array) -> Int[Array, "..."]:
 
 def _from_table(
     part: Int[Array, "*p n 3 3"],
-    tables: Int[Array, "*p n 3 3 3"],
+    everything: Int[Array, "*p n 3 3"],
     counts: Int[Array, "*p n"],
 ) -> Coverage:
     """Coverage of the entries in `part`: axes are principal side and low side."""
     dtype = jnp.result_type(float)
-    everything = jnp.sum(tables, axis=-1)
     principal_sizes = jnp.sum(everything, axis=-1).astype(dtype)
     low_sizes = jnp.sum(everything, axis=-2).astype(dtype)
     part = part.astype(dtype)
