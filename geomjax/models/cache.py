@@ -28,12 +28,23 @@ class Cache(NamedTuple):
       positions: Place of each cached token in its own sequence.
       segment_ids: 0 marks padding and free slots.
       length: Number of slots filled.
+      angles: Cosines and sines of the rotary angles, by position. Taken from a table,
+        they are computed once; XLA's CPU backend would compute them anew for every
+        head, layer and token.
     """
 
     layers: tuple[LayerCache, ...]
     positions: Int[Array, "B S"]
     segment_ids: Int[Array, "B S"]
     length: Int[Array, ""]
+    angles: tuple[Float[Array, "1 S 1 h"], Float[Array, "1 S 1 h"]]
+
+    def angles_at(
+        self, position: Int[Array, " B"]
+    ) -> tuple[Float[Array, "B 1 1 h"], Float[Array, "B 1 1 h"]]:
+        """Cosines and sines at one position a row; NaN beyond the cache's slots."""
+        cos, sin = (jnp.take(a[0], position, axis=0)[:, None] for a in self.angles)
+        return cos, sin
 
 
 def cache_layout(

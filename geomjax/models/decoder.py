@@ -285,9 +285,14 @@ class Decoder:
         return head[: self.vocab_size]
 
     def split_layers(self, params: Params) -> Params:
-        """The parameters with `layers` as a tuple of one unstacked dict a layer."""
+        """The parameters with `layers` as a tuple of one unstacked dict a layer.
+
+        Matrices are turned to `[in, out]` here, for `prefill` and `decode` alone: with
+        the few rows of a decoding step, XLA's CPU backend multiplies by them a fifth
+        faster than by `[out, in]`.
+        """
         layers = tuple(
-            jax.tree.map(lambda leaf: leaf[i], params["layers"])  # noqa: B023
+            jax.tree.map(lambda leaf: leaf[i].T, params["layers"])  # noqa: B023
             for i in range(self.config.num_layers)
         )
         return params | {"layers": layers}
@@ -318,7 +323,7 @@ class Decoder:
         """
         self._check(params, self.shapes)
         graph, _ = self._block
-        x, angles = self._embed(params, tokens, positions)
+        x, angles = self._embed(params, tokens), self._angles(positions)
         mask = attention_mask(positions, segment_ids, positions, segment_ids)
 
         def attend(query, key, value):
@@ -355,7 +360,7 @@ class Decoder:
         length = tokens.shape[1]
         if cache_length < length:
             raise ValueError(f"{length} tokens do not fit {cache_length} cache slots")
-        x, angles = self._embed(params, tokens, positions)
+        x, angles = self._embed(params, tokens), self._angles(positions)
         mask = attention_mask(positions, segment_ids, positions, segment_ids)
 
         def attend(query, key, value):
@@ -369,6 +374,7 @@ class Decoder:
             positions=jnp.pad(positions, free),
             segment_ids=jnp.pad(segment_ids, free),
             length=jnp.int32(length),
+            angles=self._angles(jnp.arange(cache_length)[None]),
         )
         return self._final_norm(params, x), cache
 
@@ -393,7 +399,8 @@ class Decoder:
           Hidden states after the final norm, and the cache with the token appended.
         """
         self._check(params, self._split_shapes)
-        x, angles = self._embed(params, token[:, None], position[:, None])
+        x = self._embed(params, token[:, None])
+        angles = cache.angles_at(position)
         cache = append_token(cache, position, segment_id)
         mask = attention_mask(
             position[:, None], segment_id[:, None], cache.positions, cache.segment_ids
@@ -410,10 +417,11 @@ class Decoder:
         x, kept = self._unroll(params, x, angles, attends)
         return self._final_norm(params, x)[:, 0], cache._replace(layers=kept)
 
-    def _embed(self, params, tokens, positions):
-        x = params["embed_tokens"]["weight"].astype(self.dtype)[tokens]
-        config = self.config
-        return x, rotary_angles(positions, config.head_dim, config.rope_theta)
+    def _embed(self, params, tokens):
+        return params["embed_tokens"]["weight"].astype(self.dtype)[tokens]
+
+    def _angles(self, positions):
+        return rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
 
     def _attend(self, query, key, value, mask):
         # jax.nn.dot_product_attention takes no precision of its own.
@@ -424,7 +432,8 @@ class Decoder:
         graph, _ = self._block
         layers = []
         for layer, attend in zip(params["layers"], attends, strict=True):
-            x, kept = nnx.merge(graph, layer)(x, angles, attend)
+            block = nnx.merge(graph, jax.tree.map(jnp.transpose, layer))
+            x, kept = block(x, angles, attend)
             layers.append(kept)
         return x, tuple(layers)
 
@@ -435,7 +444,11 @@ class Decoder:
 
     @property
     def _split_shapes(self) -> Params:
-        return self.shapes | {"layers": (self._block[1],) * self.config.num_layers}
+        block = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape[::-1], leaf.dtype),
+            self._block[1],
+        )
+        return self.shapes | {"layers": (block,) * self.config.num_layers}
 
     @staticmethod
     def _check(params: Params, expected: Params) -> None:

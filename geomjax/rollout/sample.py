@@ -101,7 +101,11 @@ def sample(
     params = jax.tree.map(lambda weight: weight.astype(model.dtype), params)
     params = jax.lax.optimization_barrier(model.split_layers(params))
     unembedding = model.unembedding(params)
-    row_keys = jax.random.split(key, batch)
+    # All keys at once: drawn one step at a time, they cost as much as the tokens.
+    fold_rows = jax.vmap(jax.random.fold_in, (0, None))
+    keys = jax.vmap(fold_rows, (None, 0))(
+        jax.random.split(key, batch), jnp.arange(max_new_tokens)
+    )
     stops = jnp.asarray(stop_tokens, jnp.int32)
 
     def logits_of(hidden):
@@ -115,8 +119,7 @@ def sample(
 
     def draw(logits, step, alive, out):
         """Samples slot P + step for the rows still alive."""
-        keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, step)
-        token, log_prob = sample_token(logits, keys, temperature)
+        token, log_prob = sample_token(logits, keys[step], temperature)
         token = jnp.where(alive, token, pad_token)
         slot = prompt_length + step
 
