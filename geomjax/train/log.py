@@ -1,14 +1,19 @@
 """What a run reports: one JSON object a line, and TensorBoard events beside them."""
 
+import contextlib
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 FILE = "metrics.jsonl"
+EVENTS = "tensorboard"
 
 
 def read_rows(directory: Path) -> list[dict[str, Any]]:
@@ -40,12 +45,15 @@ class MetricsLog:
         kept = [row for row in read_rows(directory) if row["step"] <= keep]
         path = directory / FILE
         temporary = directory / f".{FILE}.tmp"
-        temporary.write_text("".join(_line(row) for row in kept))
+        with temporary.open("w") as file:
+            file.writelines(map(_line, kept))
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
         self._file = path.open("a")
-        self._events = SummaryWriter(
-            str(directory / "tensorboard"), purge_step=keep + 1, flush_secs=30
-        )
+        self._updates = max((row.get("update", 0) for row in kept), default=0)
+        purge_from = 0 if resume_step is None else self._updates + 1
+        self._events = _open_events(directory / EVENTS, purge_from)
 
     def write(self, kind: str, step: int, values: Mapping[str, float | int]) -> None:
         """Adds a row.
@@ -53,14 +61,23 @@ class MetricsLog:
         Args:
           kind: "train" or "eval".
           step: Training steps done.
-          values: Scalars; `update`, where given, is the optimizer update's number and
-            the abscissa in TensorBoard.
+          values: Scalars; `update`, where given, is the optimizer update's number. The
+            last one given is the abscissa in TensorBoard.
+
+        Raises:
+          OSError: The disk is full.
         """
         self._file.write(_line({"kind": kind, "step": step, **values}))
-        abscissa = int(values.get("update", step))
+        self._updates = int(values.get("update", self._updates))
         for name, value in values.items():
             if name != "update":
-                self._events.add_scalar(f"{kind}/{name}", value, abscissa)
+                summary = scalar(f"{kind}/{name}", value)
+                event = Event(
+                    step=self._updates, summary=summary, wall_time=time.time()
+                )
+                self._events.write_event(event)
+        if kind == "eval":
+            self._events.flush()
 
     def sync(self) -> None:
         """Returns when all rows are on disk."""
@@ -69,9 +86,22 @@ class MetricsLog:
 
     def close(self) -> None:
         """Syncs and closes the files."""
-        self.sync()
-        self._file.close()
-        self._events.close()
+        with self._file, contextlib.closing(self._events):
+            self.sync()
+
+
+def _open_events(directory: Path, purge_from: int) -> EventsWriter:
+    """A new event file, before which TensorBoard forgets later abscissas.
+
+    Its writer is used without tensorboardX's thread and queue, on which a run would
+    wait forever once the disk is full.
+    """
+    directory.mkdir(exist_ok=True)
+    count = len(list(directory.iterdir()))
+    events = EventsWriter(str(directory / "events"), f".{count:04d}")
+    start = SessionLog(status=SessionLog.START)
+    events.write_event(Event(step=purge_from, session_log=start, wall_time=time.time()))
+    return events
 
 
 def _line(row: Mapping[str, Any]) -> str:
