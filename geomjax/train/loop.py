@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,33 +78,29 @@ def run(
       ValueError: The checkpoint found is of another run.
       OSError: The disk is full; the last good checkpoint is whole.
     """
-    checkpoints = TrainCheckpoints(directory / "checkpoints")
-    restored = checkpoints.restore(state)
-    start = 0 if restored is None else int(restored.step)
-    log = MetricsLog(directory, resume_step=None if restored is None else start)
-    state = state if restored is None else restored
-    del restored
-    reader = _Reader(directory, log, checkpoints, on_step)
-    try:
-        if start == 0:
-            log.write("eval", 0, evaluate(state.params))
-        for step in range(start, schedule.num_steps):
-            state, metrics = advance(state, step)
-            reader.read_previous()
-            reader.pending = step + 1, metrics
-            done = step + 1
-            if schedule.evaluates(done) or schedule.saves(done):
+    with closing(TrainCheckpoints(directory / "checkpoints")) as checkpoints:
+        restored = checkpoints.restore(state)
+        start = 0 if restored is None else int(restored.step)
+        resume_step = None if restored is None else start
+        state = state if restored is None else restored
+        del restored
+        with closing(MetricsLog(directory, resume_step=resume_step)) as log:
+            reader = _Reader(directory, log, checkpoints, on_step)
+            if start == 0:
+                log.write("eval", 0, evaluate(state.params))
+            for step in range(start, schedule.num_steps):
+                state, metrics = advance(state, step)
                 reader.read_previous()
-            if schedule.evaluates(done):
-                log.write("eval", done, evaluate(state.params))
-            if schedule.saves(done):
-                reader.check_params(done, state.params)
-                log.sync()
-                checkpoints.save(done, state)
-        checkpoints.wait()
-    finally:
-        log.close()
-        checkpoints.close()
+                reader.pending = step + 1, metrics
+                done = step + 1
+                if schedule.evaluates(done) or schedule.saves(done):
+                    reader.read_previous()
+                if schedule.evaluates(done):
+                    log.write("eval", done, evaluate(state.params))
+                if schedule.saves(done):
+                    reader.check_params(done, state.params)
+                    log.sync()
+                    checkpoints.save(done, state)
     return state
 
 
@@ -126,7 +123,9 @@ class _Reader:
         updates = len(values["loss"])
         for i in range(updates):
             row = {name: float(value[i]) for name, value in values.items()}
-            self._log.write("train", step, {"update": (step - 1) * updates + i + 1, **row})
+            self._log.write(
+                "train", step, {"update": (step - 1) * updates + i + 1, **row}
+            )
         self._on_step(step, row)
 
     def check_params(self, step: int, params: Params) -> None:
@@ -142,9 +141,7 @@ class _Reader:
 
     def _check(self, step: int, values: dict, finite: dict) -> None:
         gradients = [name[len(FINITE) :] for name, v in finite.items() if not v.all()]
-        scalars = [
-            name for name, v in values.items() if not all(map(math.isfinite, v))
-        ]
+        scalars = [name for name, v in values.items() if not all(map(math.isfinite, v))]
         if gradients:
             self._fail(step, f"gradients of {', '.join(gradients)}")
         if scalars:
