@@ -13,7 +13,7 @@ from geomjax.train.step import Sampling
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return character_tokenizer("abcd")
+    return character_tokenizer("abcd", pad="<pad>", eos="<eos>")
 
 
 def successor(tokenizer, chain):
