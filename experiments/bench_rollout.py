@@ -24,6 +24,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import flags
 from transformers import AutoModelForCausalLM
 
 from experiments.common import benchmarks, cli
@@ -38,19 +39,28 @@ Run = Callable[[], Any]
 
 def main() -> None:
     """Measures both sizes and prints a table."""
-    record = {
-        "sizes": {
-            name: measure(s, peer=benchmarks.PEER.value) for name, s in SIZES.items()
-        },
-        "environment": environment(),
-    }
-    if benchmarks.PEER.value:
-        record["environment"] |= {
-            name: metadata.version(name) for name in ("torch", "transformers")
-        }
-    for name, figures in record["sizes"].items():
-        print_figures(name, SIZES[name], figures)
+    peer = flags.FLAGS.peer
+    record: dict[str, Any] = {"sizes": {}, "environment": environment()}
+    if peer:
+        record["environment"] |= peer_versions()
+    for name, size in SIZES.items():
+        figures = record["sizes"][name] = measure(size, peer=peer)
+        print_figures(name, size, figures)
     benchmarks.write_json(record)
+
+
+def peer_versions() -> dict[str, str]:
+    """Versions of the peer's packages.
+
+    Raises:
+      ValueError: PyTorch is not installed.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise ValueError(
+            "--peer runs transformers' generate, which needs PyTorch; install the "
+            'parity extra: pip install "geomjax[parity]"'
+        )
+    return {name: metadata.version(name) for name in ("torch", "transformers")}
 
 
 def measure(size: Size, *, peer: bool) -> dict[str, Any]:
@@ -62,15 +72,7 @@ def measure(size: Size, *, peer: bool) -> dict[str, Any]:
 
     Returns:
       Seconds, tokens per second, and the floor; with a peer also the ratio.
-
-    Raises:
-      ValueError: The peer is asked for and PyTorch is not installed.
     """
-    if peer and importlib.util.find_spec("torch") is None:
-        raise ValueError(
-            "--peer runs transformers' generate, which needs PyTorch; install the "
-            'extra: pip install "geomjax[parity]"'
-        )
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
         benchmarks.write_checkpoint(directory, size, seed=0)
@@ -182,4 +184,5 @@ def print_figures(name: str, size: Size, figures: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    benchmarks.define_flags()
     cli.main(main)

@@ -22,8 +22,12 @@ from geomjax.data.characters import character_tokenizer
 from geomjax.models.config import DecoderConfig
 from geomjax.models.load import make_decoder, new_config_json, stored_tensors
 
-PEER = flags.DEFINE_bool("peer", False, "Compare with the peer, in the same run.")
-JSON = flags.DEFINE_string("json", "", "File to write the figures to.")
+
+def define_flags() -> None:
+    """Defines the flags of every benchmark."""
+    flags.DEFINE_bool("peer", False, "Compare with the peer, in the same run.")
+    flags.DEFINE_string("json", "", "File to write the figures to.")
+
 
 SQUARE = 2048
 """Side of the square product whose rate the floors are computed with."""
@@ -76,7 +80,7 @@ class Size(NamedTuple):
 
 SIZES = {
     "tiny": Size(128, 384, 2, 4, 2, 64, 12, 6, turns=6, calls=5),
-    "small": Size(256, 768, 4, 8, 4, 32, 12, 64, turns=4, calls=2),
+    "small": Size(256, 768, 4, 8, 4, 32, 12, 64, turns=5, calls=1),
 }
 """The tiny world's size, and one with longer completions."""
 
@@ -245,5 +249,5 @@ def peak_memory_mib() -> float:
 
 def write_json(record: Mapping[str, Any]) -> None:
     """Writes the figures to the file that --json names, if any."""
-    if JSON.value:
-        Path(JSON.value).write_text(json.dumps(record, indent=2) + "\n")
+    if flags.FLAGS.json:
+        Path(flags.FLAGS.json).write_text(json.dumps(record, indent=2) + "\n")

@@ -1,0 +1,1 @@
+"""Programs that run other libraries, for comparison, in environments of their own."""
