@@ -18,7 +18,7 @@ MASKED = ("own", "teacher", "random", "matched_random")
 
 def get_config(variant: str = "default") -> ml_collections.ConfigDict:
     """The configuration of a variant: default, smoke or sweep."""
-    adamw = {"optimizer": "adamw", "learning_rates": (3e-4,), "mask": "none"}
+    adamw = {"optimizer": "adamw", "learning_rates": (1e-4,), "mask": "none"}
     config = ml_collections.ConfigDict(
         {
             # Hugging Face checkpoint folders and a JSONL file of {prompt, answer}.
@@ -29,7 +29,7 @@ def get_config(variant: str = "default") -> ml_collections.ConfigDict:
             "prompts": "",
             "arms": {
                 "adamw": adamw,
-                "sgd": {"optimizer": "sgd", "learning_rates": (0.1,), "mask": "none"},
+                "sgd": {"optimizer": "sgd", "learning_rates": (0.03,), "mask": "none"},
                 "adamw_opd_mask": adamw | {"mask": "own"},
                 "adamw_teacher_mask": adamw | {"mask": "teacher"},
                 "adamw_random_mask": adamw | {"mask": "random"},
@@ -43,11 +43,11 @@ def get_config(variant: str = "default") -> ml_collections.ConfigDict:
             "jsd_beta": 0.5,
             "ratio_clip": 0.2,  # ours; P1 gives none.
             # P1: 128 prompts, 4 samples each, mini-batches of 32 prompts. Ours: fewer.
-            "prompts_per_step": 16,
+            "prompts_per_step": 32,
             "samples_per_prompt": 4,
             "mini_batches": 2,
             "micro_batches": 1,
-            "num_steps": 250,
+            "num_steps": 200,
             "temperature": 1.0,  # ours (thunlp/OPD's default).
             "max_prompt_tokens": 16,
             "max_new_tokens": 6,
@@ -62,7 +62,7 @@ def get_config(variant: str = "default") -> ml_collections.ConfigDict:
             # ("embed_tokens", "norm", "lm_head").
             "frozen": (),
             "seeds": (0, 1, 2),
-            "evaluate_every": 25,  # P1: 10, of some 140 steps.
+            "evaluate_every": 20,  # P1: 10, of some 140 steps.
             "save_every": 50,
             # Shares of the prompts held out, by a hash of their text: about 600 and
             # 1,200 of the tiny world's 6,000.
@@ -86,7 +86,7 @@ def get_config(variant: str = "default") -> ml_collections.ConfigDict:
     elif variant == "sweep":
         for name, arm in config.arms.items():
             arm.learning_rates = (
-                (0.01, 0.03, 0.1, 0.3) if name == "sgd" else (1e-4, 3e-4, 1e-3)
+                (0.01, 0.03, 0.1) if name == "sgd" else (3e-5, 1e-4, 3e-4)
             )
     elif variant != "default":
         raise ValueError(f"variant {variant!r}; known: default, smoke, sweep")

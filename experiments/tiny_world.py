@@ -273,5 +273,4 @@ def build_world(config: ml_collections.ConfigDict, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    cli.main(main)
+    cli.main(main, define_flags)

@@ -30,6 +30,30 @@ def problem(digits: np.ndarray, signs: np.ndarray) -> tuple[str, str]:
     return "".join(terms) + "=", "".join(values)
 
 
+def with_slip(example: Example, position: int, digit: int) -> str:
+    """The answer with one value replaced, and the chain going on from it.
+
+    Shows what follows after a mistake, which a model that is sampled from will make:
+    `7+3-8+2=` with a 5 at position 1 is answered `057`.
+
+    Args:
+      example: A problem.
+      position: Which value is replaced, from 0.
+      digit: What it is replaced by.
+
+    Returns:
+      The answer, as long as the right one.
+    """
+    assert isinstance(example.prompt, str)
+    signs, digits = example.prompt[1:-1:2], example.prompt[2:-1:2]
+    values = [int(value) for value in example.answer or ""]
+    values[position] = digit
+    for i in range(position + 1, len(values)):
+        step = int(digits[i]) if signs[i] == "+" else -int(digits[i])
+        values[i] = (values[i - 1] + step) % 10
+    return "".join(map(str, values))
+
+
 def problems(
     generator: np.random.Generator, count: int, operations: tuple[int, int]
 ) -> list[Example]:

@@ -251,6 +251,12 @@ def make_distill_step(
     update = make_update(objective, tx, micro_batches=micro_batches)
 
     def step(state: TrainState, teacher_params: Params, prompts: PromptBatch, key):
+        count = prompts.tokens.shape[0]
+        if count % mini_batches:
+            raise ValueError(
+                f"{count} prompts cannot be split into {mini_batches} mini-batches; "
+                "the samples of a prompt belong to one update"
+            )
         drawn = rollout(student, state.params, prompts, key, sampling)
 
         def body(carry, part):

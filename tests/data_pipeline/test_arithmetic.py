@@ -4,7 +4,8 @@ import re
 
 import numpy as np
 
-from geomjax.data.arithmetic import ALPHABET, problem, problems
+from geomjax.data.arithmetic import ALPHABET, problem, problems, with_slip
+from geomjax.data.prompts import Example
 
 
 def test_a_problem_by_hand():
@@ -37,3 +38,10 @@ def test_problems_are_numbered_and_a_function_of_the_generator():
     assert first == problems(np.random.default_rng(3), 20, (2, 4))
     assert first != problems(np.random.default_rng(4), 20, (2, 4))
     assert [example.line for example in first] == list(range(1, 21))
+
+
+def test_a_slip_changes_one_value_and_the_chain_goes_on_from_it():
+    example = Example("7+3-8+2=", "024", 1)
+    assert with_slip(example, 1, 5) == "057"
+    assert with_slip(example, 2, 9) == "029"
+    assert with_slip(example, 0, 0) == example.answer
