@@ -32,7 +32,14 @@ from ml_collections import config_flags
 from tqdm import tqdm
 
 from experiments.ablation import claims as claims_module
-from experiments.ablation.arms import Arm, Outcome, Runner, density, read_arms
+from experiments.ablation.arms import (
+    Arm,
+    Outcome,
+    Runner,
+    check_settings,
+    density,
+    read_arms,
+)
 from experiments.ablation.geometry import ArmGeometry, measure_arm
 from experiments.ablation.report import ArmResult, print_table, write
 from experiments.common import cli
@@ -79,9 +86,11 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
       What `results.json` holds.
     """
     started = time.monotonic()
+    check_settings(config)
     arms = read_arms(config)
     world = load_world(config)
     runner = Runner(config, world, workdir)
+    runner.check(arms)
     skipped = {arm.name: why for arm in arms if (why := runner.skip_reason(arm))}
     arms = [arm for arm in arms if arm.name not in skipped]
     outcomes = _run_arms(config, runner, arms)
@@ -224,5 +233,4 @@ def _join_metrics(path: Path, outcomes: dict[str, list[Outcome]]) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    cli.main(main)
+    cli.main(main, define_flags)

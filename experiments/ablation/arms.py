@@ -1,5 +1,6 @@
 """Arms of the ablation, and the runs that they are made of."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,6 +80,52 @@ class Outcome(NamedTuple):
         return np.array([row["step"] for row in self.rows if row["kind"] == "eval"])
 
 
+COUNTS = (
+    "num_steps",
+    "evaluate_every",
+    "save_every",
+    "prompts_per_step",
+    "samples_per_prompt",
+    "mini_batches",
+    "micro_batches",
+    "max_prompt_tokens",
+    "max_new_tokens",
+    "evaluation_batch",
+)
+"""Settings that are whole numbers above 0."""
+
+
+def check_settings(config: ml_collections.ConfigDict) -> None:
+    """Checks the numbers of a configuration before any work is done.
+
+    Raises:
+      ValueError: Lists every setting that is out of range.
+    """
+    problems = [
+        f"{name} is {config[name]!r}; expected a whole number above 0"
+        for name in COUNTS
+        if type(config[name]) is not int or config[name] < 1
+    ]
+    parts = config.mini_batches * config.micro_batches
+    rows = config.prompts_per_step * config.samples_per_prompt
+    if not problems and rows % parts:
+        problems.append(
+            f"{rows} sequences a step (prompts_per_step x samples_per_prompt) cannot "
+            f"be split into {parts} equal parts (mini_batches x micro_batches)"
+        )
+    seeds = tuple(config.seeds)
+    if not seeds or len(set(seeds)) < len(seeds):
+        problems.append(f"seeds are {seeds}; expected at least one, each once")
+    if not 0 < config.mask_density <= 1:
+        problems.append(
+            f"mask_density is {config.mask_density}; expected above 0, at most 1"
+        )
+    if not 0 < config.temperature < math.inf:
+        problems.append(f"temperature is {config.temperature}; expected above 0")
+    if problems:
+        raise ValueError("the configuration:\n  " + "\n  ".join(problems))
+
+
 def read_arms(config: ml_collections.ConfigDict) -> list[Arm]:
     """The arms of a configuration: those without a mask, then by kind of mask.
 
@@ -137,6 +184,18 @@ class Runner:
         self._objective = make_objective(config, world)
         self._steps: dict[tuple[str, float, bool], Step] = {}
         self._evaluate = self._make_evaluate()
+
+    def check(self, arms: list[Arm]) -> None:
+        """Finds what would stop a later arm before the first one runs.
+
+        Raises:
+          ValueError: An unknown optimizer or keyword, a bad schedule, or patterns of
+            frozen parameters that match nothing.
+        """
+        frozen_paths(self.world.student.params, tuple(self.config.frozen))
+        for arm in arms:
+            for rate in arm.learning_rates:
+                build(self._spec(arm, rate), self.roles)
 
     def skip_reason(self, arm: Arm) -> str | None:
         """Why an arm cannot be run in this world, or None."""
