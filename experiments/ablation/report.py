@@ -77,15 +77,17 @@ class ArmResult(NamedTuple):
     def estimates(self) -> dict[str, Estimate | None]:
         """Means over seeds with 95 % intervals, for tables."""
         loss = self.curves("validation_reverse_kl")
-        out: dict[str, Estimate | None] = {"loss": Estimate.from_samples(loss[:, -1])}
+        out: dict[str, Estimate | None] = {
+            "loss": Estimate.from_samples(loss[:, -1].tolist())
+        }
         if self.has("test_accuracy"):
             accuracy = self.curves("test_accuracy")
             late = accuracy[:, -LATE:].mean(axis=1)
             out |= {
                 "start": Estimate(float(accuracy[:, 0].mean()), None),
-                "peak": Estimate.from_samples(accuracy.max(axis=1)),
-                "final": Estimate.from_samples(accuracy[:, -1]),
-                "late": Estimate.from_samples(late),
+                "peak": Estimate.from_samples(accuracy.max(axis=1).tolist()),
+                "final": Estimate.from_samples(accuracy[:, -1].tolist()),
+                "late": Estimate.from_samples(late.tolist()),
             }
         return out
 
