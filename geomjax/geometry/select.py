@@ -204,7 +204,8 @@ def _locate(
 def _locate_small(
     counts: Int[Array, "*p bins"], k: Int[Array, "*p"]
 ) -> tuple[Int[Array, "*p"], Int[Array, "*p"], Int[Array, "*p"]]:
-    bins = jnp.arange(counts.shape[-1], dtype=jnp.int32)
+    # The barrier keeps XLA from evaluating the table of comparisons while it compiles.
+    bins = lax.optimization_barrier(jnp.arange(counts.shape[-1], dtype=jnp.int32))
     upto = (bins[:, None] <= bins[None, :]).reshape(
         *(1 for _ in k.shape), -1, len(bins)
     )
