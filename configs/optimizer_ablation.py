@@ -84,10 +84,10 @@ def get_config(variant: str = "default") -> ml_collections.ConfigDict:
         config.test_fraction = 0.01
         config.evaluation_batch = 64
     elif variant == "sweep":
-        for name, arm in config.arms.items():
-            arm.learning_rates = (
-                (0.01, 0.03, 0.1) if name == "sgd" else (3e-5, 1e-4, 3e-4)
-            )
+        for arm in config.arms.values():
+            arm.learning_rates = (1e-4, 3e-4)
+        config.arms.adamw.learning_rates = (3e-5, 1e-4, 3e-4)
+        config.arms.sgd.learning_rates = (0.01, 0.03, 0.1)
     elif variant != "default":
         raise ValueError(f"variant {variant!r}; known: default, smoke, sweep")
     return config
