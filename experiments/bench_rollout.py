@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from transformers import AutoModelForCausalLM
@@ -32,6 +33,7 @@ from experiments.common.benchmarks import SIZES, SQUARE, Size
 from experiments.common.environment import environment
 from geomjax.data.batches import PromptBatch
 from geomjax.models.load import Loaded, load
+from geomjax.objectives.vocabulary import logits
 from geomjax.train.step import Sampling, rollout
 
 Run = Callable[[], Any]
@@ -136,9 +138,11 @@ def transformers_generate(
     tokens = torch.tensor(np.asarray(prompts.tokens), dtype=torch.long)
     with torch.inference_mode():
         theirs = model(tokens).logits.numpy()
-    hidden = loaded.model.apply(loaded.params, *prompts[:3])
-    ours = hidden @ loaded.model.unembedding(loaded.params).T
-    difference = np.abs(np.asarray(ours) - theirs).max()
+    decoder, params = loaded
+    hidden = decoder.apply(params, *map(jnp.asarray, prompts[:3]))
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    ours = logits(decoder, decoder.unembedding(params), flat, 1.0)
+    difference = np.abs(np.asarray(ours) - theirs.reshape(ours.shape)).max()
     if not difference < 1e-3:
         raise ValueError(
             f"logits differ from those of transformers by {difference}: the two "
