@@ -246,7 +246,7 @@ def peak_memory_mib() -> float:
     """Most memory that this process has held so far (resident set)."""
     status = Path("/proc/self/status")
     if status.exists():
-        # Linux hands getrusage's peak on to child processes, programs they run included.
+        # On Linux, getrusage's peak is inherited by the programs that a process runs.
         peak = re.search(r"VmHWM:\s*(\d+) kB", status.read_text())
         if peak is not None:
             return int(peak[1]) / 2**10
