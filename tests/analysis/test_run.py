@@ -1,0 +1,226 @@
+"""The streaming engine: equal to `measure`, resumed, sharded, and on bad input."""
+
+import json
+import multiprocessing
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from geomjax.analysis import Column, Metric, Pool, estimate, measure, run, summarize
+from geomjax.analysis.journal import Journal
+from geomjax.analysis.measure import StackPlan
+from geomjax.analysis.metrics import (
+    coordinate_energy,
+    delta_spectrum,
+    norms,
+    projection,
+    update_density,
+)
+from geomjax.analysis.run import sharded_measure_stack
+from geomjax.checkpoints import DictSource
+
+BF16 = ml_dtypes.bfloat16
+CHEAP = (norms(), update_density())
+SPECTRAL = (*CHEAP, coordinate_energy(), delta_spectrum(None), projection())
+
+
+def _sides(layers=3, shape=(8, 12)):
+    rng = np.random.default_rng(0)
+    before, after = {}, {}
+    for i in range(layers):
+        for name, size in (("q_proj", shape), ("o_proj", shape[::-1])):
+            key = f"model.layers.{i}.self_attn.{name}.weight"
+            before[key] = rng.standard_normal(size).astype(BF16)
+            moved = rng.random(size) < 0.4
+            step = 0.01 * moved * rng.standard_normal(size)
+            after[key] = (before[key].astype(np.float32) + step).astype(BF16)
+    return DictSource(before), DictSource(after)
+
+
+def _files(folder):
+    return {
+        name: (folder / name).read_bytes()
+        for name in ("tensors.csv", "summary.json", "matching.json")
+    }
+
+
+def test_same_rows_as_in_memory(tmp_path):
+    source, tuned = _sides()
+    result = run(source, tuned, tmp_path, metrics=SPECTRAL)
+    assert result.rows == measure(source, tuned, metrics=SPECTRAL)
+    expected = summarize(result.rows, SPECTRAL)
+    assert result.summary["global"] == expected["global"]
+    written = json.loads((tmp_path / "summary.json").read_text())
+    assert written["layers"]["2"]["tensors"] == 2
+    assert not result.identical
+    assert result.not_finite == ()
+
+
+def test_sharded_equals_single_without_communication(tmp_path):
+    source, tuned = _sides(layers=5)
+    mesh = jax.make_mesh((8,), ("stack",), axis_types=(jax.sharding.AxisType.Auto,))
+    one = run(source, tuned, tmp_path / "one", metrics=SPECTRAL)
+    eight = run(source, tuned, tmp_path / "eight", metrics=SPECTRAL, mesh=mesh)
+    for a, b in zip(one.rows, eight.rows, strict=True):
+        # Sums of a stack of another depth may be split over threads elsewhere.
+        assert {k: v for k, v in a.items() if not isinstance(v, float)} == {
+            k: v for k, v in b.items() if not isinstance(v, float)
+        }
+        floats = {k: v for k, v in a.items() if isinstance(v, float)}
+        assert {k: b[k] for k in floats} == pytest.approx(floats, rel=1e-9, abs=1e-14)
+    plan = StackPlan("stored", "bfloat16", SPECTRAL)
+    stack = jnp.zeros((8, 8, 12), jnp.bfloat16)
+    with jax.enable_x64(True):
+        program = sharded_measure_stack(mesh).lower(stack, stack, plan=plan).compile()
+    text = program.as_text()
+    assert "num_partitions=8" in text
+    for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
+        assert collective not in text
+
+
+def test_resumes_to_the_same_bytes(tmp_path):
+    source, tuned = _sides()
+    options = {"metrics": CHEAP, "memory_budget": 1, "null_seeds": (0,)}
+    run(source, tuned, tmp_path / "whole", **options)
+    reads = []
+
+    class Stops(DictSource):
+        def read(self, key):
+            reads.append(key)
+            if len(reads) == 9:
+                raise KeyboardInterrupt
+            return super().read(key)
+
+    stops = Stops({key: source.read(key) for key in source.keys()})
+    with pytest.raises(KeyboardInterrupt):
+        run(stops, tuned, tmp_path / "parts", **options)
+    lines = (tmp_path / "parts" / "journal.jsonl").read_bytes().splitlines()
+    assert 1 < len(lines) < 7
+    with open(tmp_path / "parts" / "journal.jsonl", "ab") as file:
+        file.write(b'{"row": {"name": "cut sho')
+    run(source, tuned, tmp_path / "parts", **options)
+    assert _files(tmp_path / "parts") == _files(tmp_path / "whole")
+
+
+def _run_until_killed(workdir):
+    source, tuned = _sides()
+    done = []
+
+    def progress(stack, rows):
+        done.append(stack)
+        if len(done) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    run(
+        source,
+        tuned,
+        workdir,
+        metrics=CHEAP,
+        memory_budget=1,
+        progress=progress,
+    )
+
+
+def test_killed_process_loses_nothing_finished(tmp_path):
+    child = multiprocessing.get_context("spawn").Process(
+        target=_run_until_killed, args=(tmp_path / "killed",)
+    )
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    lines = (tmp_path / "killed" / "journal.jsonl").read_text().splitlines()
+    finished = {json.loads(line)["row"]["name"] for line in lines[1:]}
+    assert len(finished) == 2
+    source, tuned = _sides()
+
+    run(source, tuned, tmp_path / "killed", metrics=CHEAP, memory_budget=1)
+    run(source, tuned, tmp_path / "whole", metrics=CHEAP, memory_budget=1)
+    assert _files(tmp_path / "killed") == _files(tmp_path / "whole")
+    after = (tmp_path / "killed" / "journal.jsonl").read_text().splitlines()
+    assert after[: len(lines)] == lines
+    assert len(after) == 1 + 6
+
+
+def test_other_inputs_are_refused(tmp_path):
+    source, tuned = _sides()
+    run(source, tuned, tmp_path, metrics=CHEAP)
+    with pytest.raises(ValueError, match="other inputs.*tuned"):
+        run(source, source, tmp_path, metrics=CHEAP)
+    with pytest.raises(ValueError, match="other inputs.*delta"):
+        run(source, tuned, tmp_path, metrics=CHEAP, delta="master")
+
+
+def test_journal_is_held_by_one(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    with Journal(path, {"a": 1}), pytest.raises(ValueError, match="another process"):
+        Journal(path, {"a": 1})
+    path.write_bytes(b"not json\n")
+    with pytest.raises(ValueError, match="damaged"):
+        Journal(path, {"a": 1})
+
+
+def test_not_finite_tensors_are_named_and_left_out(tmp_path):
+    source, tuned = _sides()
+    values = {key: tuned.read(key).copy() for key in tuned.keys()}
+    bad = "model.layers.1.self_attn.q_proj.weight"
+    values[bad][0, 0] = np.inf
+    result = run(source, DictSource(values), tmp_path, metrics=CHEAP)
+    assert result.not_finite == (bad,)
+    assert result.summary["global"]["tensors"] == 5
+    assert result.summary["global"]["excluded"] == 1
+    clean = run(source, tuned, tmp_path / "clean", metrics=CHEAP)
+    others = [row for row in clean.rows if row["name"] != bad]
+    assert [row for row in result.rows if row["name"] != bad] == others
+
+
+def test_identical_checkpoints(tmp_path):
+    source, _ = _sides()
+    result = run(source, source, tmp_path, metrics=SPECTRAL)
+    assert result.identical
+    total = result.summary["global"]
+    assert total["relative_frobenius"] == 0
+    assert total["median"]["stable_rank"] is None
+    assert total["coordinate_energy_0.01"] is None
+    assert result.summary["groups"]["attention"]["energy_share"] is None
+
+
+def test_nulls_have_the_norm_of_the_update(tmp_path):
+    source, tuned = _sides(shape=(40, 60))
+    result = run(source, tuned, tmp_path, metrics=SPECTRAL, null_seeds=(0, 1))
+    size = result.summary["global"]["delta_frobenius"]
+    gaussian = result.summary["null"]["gaussian"]["global"]
+    rounded = result.summary["null"]["rounded"]["global"]
+    assert gaussian["delta_frobenius"] == pytest.approx(size, rel=1e-5)
+    assert rounded["delta_frobenius"] == pytest.approx(size, rel=1e-2)
+    # Without rounding every coordinate moves; with it, those below half a step do not.
+    assert gaussian["update_density"] > 0.999
+    assert rounded["update_density"] < 0.999
+    chance = gaussian["median"]["left_energy_0.20_chance"]
+    assert gaussian["median"]["left_energy_0.20"] == pytest.approx(chance, rel=0.2)
+
+
+def test_a_metric_of_ones_own():
+    def sign_flips(x):
+        flipped = x.flat(x.source) * x.flat(x.tuned) < 0
+        return {"sign_flips": jnp.mean(flipped, axis=-1, dtype=x.dtype)}
+
+    mine = Metric("sign_flips", sign_flips, (Column("sign_flips", Pool.NUMEL),))
+    source = DictSource({"a": np.array([1, -1, 2, 3], np.float32)})
+    tuned = DictSource({"a": np.array([1, 1, 2, -3], np.float32)})
+    table = (*CHEAP, mine)
+    rows = measure(source, tuned, metrics=table)
+    assert rows[0]["sign_flips"] == 0.5
+    assert summarize(rows, table)["global"]["sign_flips"] == 0.5
+
+
+def test_estimate_counts_what_is_read():
+    source, tuned = _sides()
+    found = estimate(source, tuned)
+    assert found.tensors == 6
+    assert found.bytes_read == 2 * 6 * 8 * 12 * 2
+    assert found.operations > 0
