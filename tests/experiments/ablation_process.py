@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import configs
 
 ROOT = Path(configs.__file__).parent.parent
+MODULE = "experiments.optimizer_ablation"
 
 CONFIG = """
 from configs import optimizer_ablation
@@ -29,9 +31,26 @@ def get_config():
     return config
 """
 
+FEW_METRICS = """
+from experiments import optimizer_ablation
+from experiments.ablation import geometry
+from experiments.common import cli
 
-def start(workdir: Path, *arguments: str, cache: Path | None = None):
+names = ("norms", "unchanged", "update_density", "delta_spectrum", "mask_coverage")
+geometry.METRICS = tuple(m for m in geometry.METRICS if m.name in names)
+cli.main(optimizer_ablation.main, optimizer_ablation.define_flags)
+"""
+"""The experiment with the metrics of its report alone: compiling takes longest."""
+
+
+def start(
+    workdir: Path,
+    *arguments: str,
+    cache: Path | None = None,
+    few_metrics: bool = False,
+) -> subprocess.Popen:
     """Starts the experiment; its output goes to `WORKDIR.log`."""
+    module = ["-c", FEW_METRICS] if few_metrics else ["-m", MODULE]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     if cache is not None:
         environment |= {
@@ -41,13 +60,7 @@ def start(workdir: Path, *arguments: str, cache: Path | None = None):
         }
     with workdir.with_suffix(".log").open("a") as log:
         return subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "experiments.optimizer_ablation",
-                f"--workdir={workdir}",
-                *arguments,
-            ],
+            [sys.executable, *module, f"--workdir={workdir}", *arguments],
             cwd=ROOT,
             env=environment,
             stdout=log,
@@ -55,9 +68,9 @@ def start(workdir: Path, *arguments: str, cache: Path | None = None):
         )
 
 
-def run(workdir: Path, *arguments: str, cache: Path | None = None) -> tuple[int, str]:
+def run(workdir: Path, *arguments: str, **options: Any) -> tuple[int, str]:
     """Runs the experiment to its end; its status and all that it wrote."""
-    process = start(workdir, *arguments, cache=cache)
+    process = start(workdir, *arguments, **options)
     try:
         status = process.wait(timeout=1200)
     finally:
