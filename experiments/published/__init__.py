@@ -1,0 +1,1 @@
+"""What the papers print: their numbers as data, and how measured ones compare."""
