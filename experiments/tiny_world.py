@@ -79,7 +79,7 @@ class Task:
         answers = [
             arithmetic.with_slip(example, position, digit) if slip else example.answer
             for example, slip, position, digit in zip(
-                examples, slipped, positions, digits, strict=True
+                examples, slipped, positions.tolist(), digits.tolist(), strict=True
             )
         ]
         padded = pad_responses(
