@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -158,7 +159,8 @@ def test_the_exported_student_has_equal_logits_in_transformers(run, arm):
         theirs = peer(torch.tensor(ids, dtype=torch.long)).logits.numpy()
     model, params = load(folder)
     positions = np.arange(ids.shape[1], dtype=np.int32)[None]
-    hidden = model.apply(params, ids, positions, np.ones_like(ids))
+    inputs = map(jnp.asarray, (ids, positions, np.ones_like(ids)))
+    hidden = model.apply(params, *inputs)
     ours = np.asarray(hidden) @ np.asarray(model.unembedding(params)).T
     np.testing.assert_allclose(ours, theirs[..., : ours.shape[-1]], atol=1e-4)
     assert ours.shape[-1] == len(tokenizer) + PADDED
