@@ -1,10 +1,13 @@
 """The order of things in a run, and what is left when it stops."""
 
 import os
+import random
 import resource
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import jax
 import jax.numpy as jnp
@@ -428,3 +431,84 @@ def test_a_full_disk_stops_the_run_and_costs_no_checkpoint(tmp_path, limit):
     result = _run_on_disk(full, 0)  # There is room again.
     assert result == _run_on_disk(whole, 0)
     assert (full / FILE).read_bytes() == (whole / FILE).read_bytes()
+
+
+KILLED = textwrap.dedent(
+    """
+    import sys, time
+    from pathlib import Path
+
+    import jax, jax.numpy as jnp, optax
+
+    from geomjax.train.loop import Schedule, run
+    from geomjax.train.step import init_state
+
+    tx = optax.adam(0.1)
+    state = init_state({"weight": jnp.arange(12.0).reshape(3, 4)}, tx)
+
+    @jax.jit
+    def update(state, index):
+        key = jax.random.fold_in(jax.random.key(0), index)
+        gradients = {"weight": jax.random.normal(key, (3, 4)) + state.params["weight"]}
+        updates, opt_state = tx.update(gradients, state.opt_state)
+        params = optax.apply_updates(state.params, updates)
+        loss = jnp.sum(params["weight"] ** 2)[None]
+        return type(state)(state.step + 1, params, opt_state), {"loss": loss}
+
+    def advance(state, index):
+        time.sleep(0.01)
+        return update(state, index)
+
+    def evaluate(params):
+        return {"mean": float(params["weight"].mean())}
+
+    print("started", flush=True)
+    final = run(Path(sys.argv[1]), state, advance, evaluate, Schedule(60, 7, 3))
+    print(jax.tree.map(lambda leaf: jax.device_get(leaf).tobytes().hex(), final))
+    """
+)
+
+
+def _start_killable(directory):
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(directory)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"XLA_FLAGS": ""},
+    )
+    assert process.stdout.readline() == "started\n"
+    return process
+
+
+def _finish_killable(directory):
+    output, _ = _start_killable(directory).communicate(timeout=300)
+    return output
+
+
+def _last_step(directory):
+    return max((row["step"] for row in read_rows(directory)), default=-1)
+
+
+def test_a_process_killed_at_random_moments_ends_with_the_same_bits(tmp_path):
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"seed of the kills: {seed}")  # noqa: T201, shown when the test fails
+    generator = random.Random(seed)
+    expected = _finish_killable(tmp_path / "whole")
+    assert expected.startswith("TrainState(")
+    directory = tmp_path / "killed"
+    steps = [-1]
+    for _ in range(5):
+        target = steps[-1] + generator.randint(0, 10)
+        process = _start_killable(directory)
+        while _last_step(directory) < target and process.poll() is None:
+            time.sleep(0.001)
+        time.sleep(generator.uniform(0.0, 0.03))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        steps.append(_last_step(directory))
+    print(f"steps on disk at each kill: {steps[1:]}")  # noqa: T201
+    assert _finish_killable(directory) == expected
+    metrics = (directory / FILE).read_bytes()
+    assert metrics == (tmp_path / "whole" / FILE).read_bytes()
+    assert metrics.count(b"\n") == 60 + 10
