@@ -132,7 +132,7 @@ def read_events(path):
 
 
 def test_tensorboard_events_hold_the_metrics(ablation_run):
-    rate = ablation_run.config.arms.adamw.learning_rates[0]
+    rate = ablation_run.record["arms"]["adamw"]["learning_rate"]
     run = ablation_run.workdir / "arms" / "adamw" / f"lr_{rate:g}" / "seed_1"
     [path] = (run / "tensorboard").iterdir()
     scalars = read_events(path)

@@ -58,7 +58,7 @@ def exported(run, arm, kind="checkpoint"):
 
 
 def run_folder(run, arm, seed):
-    rate = run.config.arms[arm].learning_rates[0]
+    rate = run.record["arms"][arm]["learning_rate"]
     return run.workdir / "arms" / arm / f"lr_{rate:g}" / f"seed_{seed}"
 
 
