@@ -74,7 +74,7 @@ class Task:
         """
         stop = self.tokenizer.eos_token
         slipped = generator.random(len(examples)) < slips
-        positions = generator.integers(0, [len(e.answer) for e in examples])
+        positions = generator.integers(0, [len(e.answer or "") for e in examples])
         digits = generator.integers(0, 10, len(examples))
         answers = [
             arithmetic.with_slip(example, position, digit) if slip else example.answer
@@ -236,14 +236,14 @@ def build_world(config: ml_collections.ConfigDict, output: Path) -> None:
     splits = split_examples(
         examples, validation=config.num_validation, test=config.num_test
     )
-    held_out = {e.prompt for e in (*splits.validation, *splits.test)}
+    held_out = {str(e.prompt) for e in (*splits.validation, *splits.test)}
 
-    def accuracy_on(part: list[Example]):
+    def accuracy_on(part: list[Example]) -> Callable[[Params], np.ndarray]:
         return make_accuracy(
             model,
             tokenizer,
             task.encode(part),
-            [example.answer for example in part],
+            [example.answer or "" for example in part],
             task.sampling(),
             prompt_length=task.prompt_length,
             batch_size=256,

@@ -44,8 +44,13 @@ class LanguageModel(Protocol):
     states are those after the final norm.
     """
 
-    dtype: Any
-    precision: jax.lax.Precision
+    @property
+    def dtype(self) -> Any:
+        """Compute dtype; parameters are cast to it."""
+
+    @property
+    def precision(self) -> jax.lax.Precision:
+        """Precision of every matrix product."""
 
     @property
     def vocab_size(self) -> int:

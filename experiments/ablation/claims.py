@@ -8,7 +8,7 @@ last five evaluations. Thresholds were fixed before any run:
 - "near full" holds if the mean gain over the start is at least 80 % of the full run's.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -26,11 +26,6 @@ class ArmAccuracy(NamedTuple):
     late: np.ndarray
 
 
-def _interval(values: Sequence[float]) -> tuple[float, float]:
-    estimate = Estimate.from_samples(values)
-    return estimate.mean, estimate.half_width
-
-
 def above(name: str, better: ArmAccuracy, worse: ArmAccuracy) -> Claim:
     """Whether one arm ends above another, by seed-paired differences."""
     differences = (better.late - worse.late).tolist()
@@ -40,7 +35,8 @@ def above(name: str, better: ArmAccuracy, worse: ArmAccuracy) -> Claim:
             None,
             f"difference {100 * differences[0]:.2f} points with one seed: no interval",
         )
-    mean, half = _interval(differences)
+    estimate = Estimate.from_samples(differences)
+    mean, half = estimate.mean, estimate.half_width or 0.0
     listed = ", ".join(f"{100 * d:.2f}" for d in differences)
     return Claim(
         name,

@@ -1,5 +1,6 @@
 """Geometry of the updates of one arm, as stored and as trained."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -10,6 +11,7 @@ from geomjax.checkpoints import DictSource
 from geomjax.models import hf
 from geomjax.models.load import Loaded
 from geomjax.typing import Params
+from geomjax.update import Delta
 
 METRICS = tuple(
     metric
@@ -27,8 +29,8 @@ class ArmGeometry(NamedTuple):
       rows: `measure` of the first seed.
     """
 
-    summaries: dict[str, dict[str, Any]]
-    rows: dict[str, list[Row]]
+    summaries: dict[Delta, dict[str, Any]]
+    rows: dict[Delta, list[Row]]
 
 
 def measure_arm(anchor: Loaded, finals: list[Params]) -> ArmGeometry:
@@ -49,7 +51,7 @@ def measure_arm(anchor: Loaded, finals: list[Params]) -> ArmGeometry:
         kind: DictSource(dict(hf.to_hf(anchor.params, config, convert)))
         for kind, convert in _CONVERT.items()
     }
-    rows: dict[str, list[list[Row]]] = {"stored": [], "master": []}
+    rows: dict[Delta, list[list[Row]]] = {"stored": [], "master": []}
     for params in finals:
         for kind, convert in _CONVERT.items():
             tuned = DictSource(dict(hf.to_hf(params, config, convert)))
@@ -63,7 +65,7 @@ def measure_arm(anchor: Loaded, finals: list[Params]) -> ArmGeometry:
     )
 
 
-_CONVERT = {
+_CONVERT: dict[Delta, Callable[[np.ndarray], np.ndarray]] = {
     "stored": lambda array: array.astype(ml_dtypes.bfloat16),
     "master": lambda array: array,
 }

@@ -11,7 +11,8 @@ from experiments.ablation.arms import Outcome
 from experiments.ablation.geometry import ArmGeometry
 from geomjax.analysis import plots
 from geomjax.analysis import report as reports
-from geomjax.analysis.report import Claim, Column, Estimate, Table
+from geomjax.analysis.report import Cell, Claim, Column, Estimate, Table
+from geomjax.update import Delta
 
 LATE = 5
 """Evaluations at the end of a run whose mean is its late accuracy (P1, Section 5)."""
@@ -145,12 +146,12 @@ def _value(summary: Mapping[str, Any], title: str) -> float | None:
     return part.get(column)
 
 
-def _geometry_table(results: Mapping[str, ArmResult], kind: str) -> Table:
+def _geometry_table(results: Mapping[str, ArmResult], kind: Delta) -> Table:
     columns = [Column("arm")] + [
         Column(title, align="right", spec=".2%" if percent else ".2f")
         for title, (_, _, percent) in GEOMETRY.items()
     ]
-    rows = [
+    rows: list[list[Cell]] = [
         [name]
         + [
             _value(result.geometry.summaries[kind]["global"], title)
@@ -176,7 +177,7 @@ def _figures(
     teacher_accuracy: float | None,
 ) -> dict[str, reports.Plot]:
     seeds = len(next(iter(results.values())).runs)
-    band = "ci95" if seeds >= 3 else "range"
+    band: plots.BandKind = "ci95" if seeds >= 3 else "range"
     shown = plots.describe_band(band, seeds)
     out = {}
 

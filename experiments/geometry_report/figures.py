@@ -164,7 +164,8 @@ def curves(runs: Runs, styles: Styles) -> Iterator[Plot]:
 
 def _near_zero(runs: Runs, styles: Styles) -> Plot | None:
     size, changed = {}, {}
-    null_size, null_changed = [], []
+    null_size: list[plots.Curve] = []
+    null_changed: list[plots.Curve] = []
     for label, results in runs.items():
         moved = [c for c in results.curves if c["update"]["size"] is not None]
         bins = [len(c["update"]["size"]) for c in moved]

@@ -10,8 +10,15 @@ from typing import Any, NamedTuple
 CURVES_FILE = "curves.json"
 RUN_FILE = "run.json"
 
-_TEXT = ("name", "module", "group", "source_dtype", "tuned_dtype", "delta_dtype")
-_TEXT += ("notes",)
+_TEXT = (
+    "name",
+    "module",
+    "group",
+    "source_dtype",
+    "tuned_dtype",
+    "delta_dtype",
+    "notes",
+)
 _JSON = ("layer", "shape", "numel")
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from experiments.geometry_report.columns import NULLS, QUANTITIES, Quantity
 from experiments.geometry_report.read import Results
-from geomjax.analysis.report import Column, Table
+from geomjax.analysis.report import Cell, Column, Table
 from geomjax.names import GROUPS
 
 
@@ -135,7 +135,9 @@ def notes(results: Results) -> Table | None:
             by_note.setdefault(note, []).append(row["name"])
     if not by_note:
         return None
-    rows = [[note, len(names), _some(names, 3)] for note, names in by_note.items()]
+    rows: list[list[Cell]] = [
+        [note, len(names), _some(names, 3)] for note, names in by_note.items()
+    ]
     columns = [
         Column("why fields are null", align="left"),
         Column("tensors"),

@@ -138,7 +138,7 @@ def representative(
     Returns:
         Tensors in the order of `matched`; none if the model has no layers.
     """
-    layers = {}
+    layers: dict[int, list[Match]] = {}
     for item in matched:
         layer, _, group = classify(item.name)
         usable = len(item.shape) == 2 and min(item.shape) > 1

@@ -98,7 +98,8 @@ def measure_stack(
         The numbers. Tensors that are not finite are measured as zeros.
     """
     formed = form(source, tuned, delta=plan.delta, subtract=plan.subtract)
-    return evaluate(*formed, plan)
+    w, w_tuned, d = formed
+    return evaluate(w, w_tuned, d, plan)
 
 
 def evaluate(

@@ -294,7 +294,7 @@ def _records(
     def rows(label: str) -> list[Row]:
         if not results:
             return to_rows(names, stack.kind, plan, None, None)
-        values, finite = results[label]
+        values, finite = map(np.asarray, results[label])
         return to_rows(names, stack.kind, plan, values, finite)
 
     labels = [f"{kind} {seed}" for seed in seeds for kind in nulls.KINDS]

@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -75,7 +76,8 @@ def write_safetensors(
         for shard in _shards(_checked(tensors), max_shard_bytes):
             path = directory / f".{tag}-{len(shards)}.tmp"
             temporary.append(path)
-            _write_durably(path, lambda f, s=shard: _write(f, s, header_metadata))
+            write = partial(_write, tensors=shard, metadata=header_metadata)
+            _write_durably(path, write)
             shards.append(tuple(tensor.name for tensor in shard))
             total += sum(tensor.nbytes for tensor in shard)
         if not shards:

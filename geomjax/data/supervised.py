@@ -54,9 +54,9 @@ def pad_responses(
     left = pad_prompts(prompts, prompt_length, pad_id)
     lengths = np.array([len(ids) for ids in responses], np.int32)
     if lengths.max(initial=0) > response_length:
-        row = int(lengths.argmax())
+        worst = int(lengths.argmax())
         raise ValueError(
-            f"response {row} has {lengths[row]} tokens, expected at most "
+            f"response {worst} has {lengths[worst]} tokens, expected at most "
             f"{response_length}"
         )
     right = np.full((len(responses), response_length), pad_id, np.int32)

@@ -130,7 +130,7 @@ def _check_mask(mask: Any, params: Any) -> None:
         covered.add(path)
         if path not in shapes:
             problems.append(f"{dotted(path)}: no such parameter")
-        elif (jnp.result_type(m), jnp.shape(m)) != (bool, shapes[path]):
+        elif jnp.result_type(m) != jnp.dtype(bool) or jnp.shape(m) != shapes[path]:
             problems.append(
                 f"{dotted(path)}: got {jnp.result_type(m)}{list(jnp.shape(m))},"
                 f" expected bool{list(shapes[path])}"

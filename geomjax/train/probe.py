@@ -224,7 +224,7 @@ def _aggregate(
     leaves: Sequence[_Leaf], columns: Sequence[str]
 ) -> dict[str, Float[Array, ""]]:
     """Sums over sums for norms and shares, medians over matrices for spectra."""
-    out = {}
+    out: dict[str, Float[Array, ""]] = {}
     for column in columns:
         if column == "relative_frobenius":
             source, moved = (
@@ -235,7 +235,7 @@ def _aggregate(
         elif column in SHARES:
             count = sum(leaf.numel * len(leaf.values[column]) for leaf in leaves)
             share = sum(leaf.numel * jnp.sum(leaf.values[column]) for leaf in leaves)
-            out[column] = share / count
+            out[column] = jnp.asarray(share / count)
     spectral = [column for column in columns if column in SPECTRAL]
     matrices = [
         jnp.stack([leaf.values[column] for column in spectral])
