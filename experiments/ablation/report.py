@@ -72,7 +72,10 @@ class ArmResult(NamedTuple):
             "learning_rate": self.runs[0].learning_rate,
             "mask_density": self.mask_density,
             "seeds": seeds,
-            "geometry": self.geometry.summaries,
+            "geometry": {
+                kind: {part: summary[part] for part in ("global", "groups")}
+                for kind, summary in self.geometry.summaries.items()
+            },
         }
 
     def estimates(self) -> dict[str, Estimate | None]:

@@ -127,7 +127,7 @@ def test_figures_of_an_arm_follow_from_its_metrics(ablation_run, arm):
 @pytest.mark.parametrize("arm", ARMS)
 def test_geometry_has_the_reference_columns(ablation_run, arm, kind):
     summary = ablation_run.record["arms"][arm]["geometry"][kind]
-    assert set(summary) == {"global", "groups", "modules", "layers"}
+    assert set(summary) == {"global", "groups"}
     assert set(summary["groups"]) == {
         "embedding",
         "attention",
