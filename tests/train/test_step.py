@@ -112,7 +112,7 @@ def test_rows_that_cannot_be_split_are_refused():
         SAMPLING,
         mini_batches=3,
     )
-    with pytest.raises(ValueError, match="8 sequences cannot be split into 3 equal"):
+    with pytest.raises(ValueError, match="4 prompts cannot be split into 3 mini-batches"):
         distill(state, chain_params(1, 9), prompts(), jax.random.key(0))
 
 
