@@ -112,7 +112,9 @@ def test_rows_that_cannot_be_split_are_refused():
         SAMPLING,
         mini_batches=3,
     )
-    with pytest.raises(ValueError, match="4 prompts cannot be split into 3 mini-batches"):
+    with pytest.raises(
+        ValueError, match="4 prompts cannot be split into 3 mini-batches"
+    ):
         distill(state, chain_params(1, 9), prompts(), jax.random.key(0))
 
 
