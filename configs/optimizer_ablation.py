@@ -77,10 +77,10 @@ def get_config(variant: str = "default") -> ml_collections.ConfigDict:
         }
     )
     if variant == "smoke":
-        config.num_steps = 12
+        config.num_steps = 8
         config.seeds = (0,)
         config.evaluate_every = 4
-        config.save_every = 6
+        config.save_every = 4
         config.validation_fraction = 0.01
         config.test_fraction = 0.01
         config.evaluation_batch = 64
