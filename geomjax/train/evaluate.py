@@ -1,11 +1,12 @@
 """Greedy accuracy and divergence from the teacher on held-out prompts."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Array, Int32
 from transformers import PreTrainedTokenizerFast
 
 from geomjax.data.answers import decode_completions, exact_match
@@ -28,6 +29,25 @@ def _batches(
         pad_prompts(filled[i : i + rows], length, pad_id)
         for i in range(0, len(filled), rows)
     ]
+
+
+@partial(jax.jit, static_argnames=("model", "settings"))
+def _greedy(
+    params: Params, batch: PromptBatch, model: LanguageModel, settings: Sampling
+) -> Int32[Array, "B S"]:
+    """Tokens of greedy completions; one program for all splits and equal models."""
+    return sample(
+        model,
+        params,
+        jnp.asarray(batch.tokens),
+        jnp.asarray(batch.positions),
+        jnp.asarray(batch.segment_ids),
+        jax.random.key(0),
+        max_new_tokens=settings.max_new_tokens,
+        stop_tokens=settings.stop_tokens,
+        temperature=settings.temperature,
+        pad_token=settings.pad_token,
+    ).tokens
 
 
 def make_accuracy(
@@ -62,27 +82,12 @@ def make_accuracy(
             f"got {len(token_ids)} prompts and {len(answers)} answers; expected one "
             "answer for each of at least one prompt"
         )
-    greedy = jax.jit(
-        lambda params, batch: (
-            sample(
-                model,
-                params,
-                batch.tokens,
-                batch.positions,
-                batch.segment_ids,
-                jax.random.key(0),
-                max_new_tokens=sampling.max_new_tokens,
-                stop_tokens=sampling.stop_tokens,
-                temperature=0.0,
-                pad_token=sampling.pad_token,
-            ).tokens
-        )
-    )
     batches = _batches(token_ids, batch_size, prompt_length, sampling.pad_token)
     batches = [jax.tree.map(jnp.asarray, batch) for batch in batches]
+    settings = sampling._replace(samples_per_prompt=1, temperature=0.0)
 
     def accuracy(params: Params) -> np.ndarray:
-        tokens = [greedy(params, batch) for batch in batches]
+        tokens = [_greedy(params, batch, model, settings) for batch in batches]
         drawn = np.concatenate(jax.device_get(tokens))[: len(answers), prompt_length:]
         texts = decode_completions(drawn, tokenizer, sampling.stop_tokens)
         scores = [
