@@ -67,12 +67,13 @@ def test_sharded_equals_single_without_communication(tmp_path):
     one = run(source, tuned, tmp_path / "one", metrics=SPECTRAL)
     eight = run(source, tuned, tmp_path / "eight", metrics=SPECTRAL, mesh=mesh)
     for a, b in zip(one.rows, eight.rows, strict=True):
-        # Sums of a stack of another depth may be split over threads elsewhere.
+        # Four units in the last place of float64, in the projected energies alone,
+        # were the most seen; a stack of another depth may be summed in another order.
         assert {k: v for k, v in a.items() if not isinstance(v, float)} == {
             k: v for k, v in b.items() if not isinstance(v, float)
         }
         floats = {k: v for k, v in a.items() if isinstance(v, float)}
-        assert {k: b[k] for k in floats} == pytest.approx(floats, rel=1e-9, abs=1e-14)
+        assert {k: b[k] for k in floats} == pytest.approx(floats, rel=1e-14, abs=0)
     plan = StackPlan("stored", "bfloat16", SPECTRAL)
     stack = jnp.zeros((8, 8, 12), jnp.bfloat16)
     with jax.enable_x64(True):
