@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (
-    {"typing", "names", "meshes"},
+    {"typing", "names", "meshes", "compiled"},
     {"geometry", "checkpoints", "data", "sandbox"},
     {"models", "optim", "update", "rewards"},
     {"analysis", "rollout", "objectives"},
@@ -16,7 +16,12 @@ FLOORS = (
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Same floor, one direction; the shared types are open to everyone.
-ALSO_ALLOWED = {("models", "optim"), ("names", "typing"), ("meshes", "typing")}
+ALSO_ALLOWED = {
+    ("models", "optim"),
+    ("names", "typing"),
+    ("meshes", "typing"),
+    ("compiled", "typing"),
+}
 # Lower floors that are out of bounds all the same: the analysis wing knows no model
 # code, the training wing no metrics, and losses and steps receive their model.
 FORBIDDEN = {
