@@ -19,9 +19,11 @@ from geomjax.optim.per_matrix import PerMatrixState, per_matrix
 from geomjax.optim.promotion import standard_promotion
 from geomjax.optim.roles import Role, Roles, map_with_roles
 from geomjax.optim.schedules import learning_rate_schedule
+from geomjax.optim.source_mask import SOURCE_RULES, source_mask
 from geomjax.optim.state_figures import AdamStateFigures, adam_state_figures
 
 __all__ = [
+    "SOURCE_RULES",
     "AdamStateFigures",
     "CoordinateMaskState",
     "OptimizerSpec",
@@ -47,6 +49,7 @@ __all__ = [
     "random_mask",
     "read_provenance",
     "save_mask",
+    "source_mask",
     "standard_promotion",
     "threshold_mask",
     "top_fraction_mask",
