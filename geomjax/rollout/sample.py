@@ -33,7 +33,7 @@ class Rollout(NamedTuple):
 
 
 def sample_token(
-    logits: Float[Array, "B V"], keys: PRNGKey, temperature: float
+    logits: Float[Array, "B V"], keys: PRNGKey, temperature: float, top_p: float = 1.0
 ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
     """Draws one token a row from `softmax(logits / temperature)`; 0 is greedy.
 
@@ -41,18 +41,54 @@ def sample_token(
       logits: Float32.
       keys: One key a row.
       temperature: Not negative. Greedy tokens are scored at temperature 1.
+      top_p: Below 1, draws from the `nucleus` alone.
 
     Returns:
-      The tokens (int32) and their log-probabilities (float32).
+      The tokens (int32) and the log-probabilities (float32) with which they were drawn.
     """
     if temperature > 0:
         log_probs = jax.nn.log_softmax(logits / temperature)
+        if top_p < 1:
+            log_probs = nucleus(log_probs, top_p)
         token = jax.vmap(jax.random.categorical)(keys, log_probs)
     else:
         log_probs = jax.nn.log_softmax(logits)
         token = jnp.argmax(logits, axis=-1)
     picked = jnp.take_along_axis(log_probs, token[:, None], axis=-1)[:, 0]
     return token.astype(jnp.int32), picked
+
+
+def nucleus(log_probs: Float[Array, "B V"], top_p: float) -> Float[Array, "B V"]:
+    """The most likely tokens that hold a mass of `top_p`, renormalized.
+
+    A token belongs to them if all that are more likely hold less than `top_p`
+    together, so that tokens of equal probability share one fate, and the most likely
+    one always belongs.
+
+    Args:
+      log_probs: Normalized, float32.
+      top_p: Above 0.
+
+    Returns:
+      Log-probabilities, minus infinity outside the nucleus.
+    """
+    ordered = -jnp.sort(-log_probs, axis=-1)
+    mass = jnp.exp(ordered)
+    before = jnp.cumsum(mass, axis=-1) - mass
+    least = jnp.min(
+        ordered, axis=-1, keepdims=True, where=before < top_p, initial=jnp.inf
+    )
+    return jax.nn.log_softmax(jnp.where(log_probs >= least, log_probs, -jnp.inf))
+
+
+def check_sampling(max_new_tokens: int, temperature: float, top_p: float) -> None:
+    """Raises ValueError where a setting of `sample` has no meaning."""
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; expected 1 or more")
+    if not temperature >= 0:
+        raise ValueError(f"temperature is {temperature}; expected 0 (greedy) or more")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}; expected above 0, and at most 1")
 
 
 def sample(
@@ -67,8 +103,9 @@ def sample(
     stop_tokens: tuple[int, ...],
     temperature: float,
     pad_token: int = 0,
+    top_p: float = 1.0,
 ) -> Rollout:
-    """Completes each prompt by sampling from the model's full distribution.
+    """Completes each prompt by sampling from the model's distribution.
 
     The prompt is prefilled in one pass; then one token a step is decoded through the
     cache until every row has stopped. The weights are cast and unstacked once, before
@@ -85,17 +122,17 @@ def sample(
       stop_tokens: Ids that end a row; the one drawn belongs to the completion.
       temperature: Softmax temperature; 0 takes the most likely token.
       pad_token: Id written after the end of a row.
+      top_p: Mass of the nucleus drawn from, in (0, 1]. Training samples from the full
+        distribution, 1.
 
     Returns:
       The sequences, with the log-probability of each sampled token.
 
     Raises:
-      ValueError: `max_new_tokens` is below 1, or the temperature negative.
+      ValueError: `max_new_tokens` is below 1, the temperature negative, or `top_p` not
+        in (0, 1].
     """
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; expected 1 or more")
-    if not temperature >= 0:
-        raise ValueError(f"temperature is {temperature}; expected 0 (greedy) or more")
+    check_sampling(max_new_tokens, temperature, top_p)
     batch, prompt_length = tokens.shape
     length = prompt_length + max_new_tokens
     params = jax.tree.map(lambda weight: weight.astype(model.dtype), params)
@@ -119,7 +156,7 @@ def sample(
 
     def draw(logits, step, alive, out):
         """Samples slot P + step for the rows still alive."""
-        token, log_prob = sample_token(logits, keys[step], temperature)
+        token, log_prob = sample_token(logits, keys[step], temperature, top_p)
         token = jnp.where(alive, token, pad_token)
         slot = prompt_length + step
 

@@ -8,7 +8,7 @@ import pytest
 from geomjax.models.config import DecoderConfig
 from geomjax.models.decoder import Decoder
 from geomjax.objectives.vocabulary import token_log_probs
-from geomjax.rollout.sample import sample, sample_token
+from geomjax.rollout.sample import nucleus, sample, sample_token
 
 VOCAB, PAD = 13, 12
 CONFIG = DecoderConfig(
@@ -47,8 +47,8 @@ def draw(params, prompts, key=0, width=5, **kwargs):
 _programs = {}
 
 
-def _compiled(max_new_tokens=NEW, stop_tokens=(), temperature=1.0):
-    static = (max_new_tokens, stop_tokens, temperature)
+def _compiled(max_new_tokens=NEW, stop_tokens=(), temperature=1.0, top_p=1.0):
+    static = (max_new_tokens, stop_tokens, temperature, top_p)
     if static not in _programs:
         _programs[static] = jax.jit(
             lambda *args: sample(
@@ -58,6 +58,7 @@ def _compiled(max_new_tokens=NEW, stop_tokens=(), temperature=1.0):
                 stop_tokens=stop_tokens,
                 temperature=temperature,
                 pad_token=PAD,
+                top_p=top_p,
             )
         )
     return _programs[static]
@@ -211,6 +212,86 @@ def test_draws_follow_the_distribution_at_the_temperature(temperature):
     assert ((observed - count * wrong) ** 2 / (count * wrong)).sum() > 100
 
 
+def nucleus_by_hand(probabilities, top_p):
+    """Kept tokens: those whose betters hold less than `top_p`, by the definition."""
+    return np.array(
+        [probabilities[probabilities > p].sum() < top_p for p in probabilities]
+    )
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "top_p", "kept"),
+    [
+        ([0.5, 0.3, 0.15, 0.05], 0.8001, 3),  # The third makes the mass complete.
+        ([0.5, 0.3, 0.15, 0.05], 0.79, 2),
+        ([0.5, 0.3, 0.15, 0.05], 0.2, 1),
+        ([0.5, 0.3, 0.15, 0.05], 1e-6, 1),
+        ([0.25, 0.25, 0.25, 0.25], 0.3, 4),  # Equals share one fate.
+        ([0.4, 0.2, 0.2, 0.2], 0.5, 4),
+    ],
+)
+def test_nucleus_of_hand_worked_cases(probabilities, top_p, kept):
+    order = np.random.default_rng(0).permutation(4)
+    given = np.array(probabilities, np.float32)[order]
+    got = np.asarray(nucleus(jnp.log(given)[None], top_p))[0]
+    expected = np.array(probabilities) * (np.arange(4) < kept)
+    np.testing.assert_allclose(
+        np.exp(got), (expected / expected.sum())[order], rtol=1e-6
+    )
+
+
+def test_nucleus_of_many_tokens_is_that_of_the_definition():
+    logits = np.random.default_rng(1).normal(size=(5, 3000)).astype(np.float32)
+    log_probs = jax.nn.log_softmax(jnp.asarray(logits))
+    for top_p in (0.1, 0.7, 0.95):
+        got = np.asarray(nucleus(log_probs, top_p))
+        for row, exact in zip(got, np.exp(np.asarray(log_probs, float)), strict=True):
+            np.testing.assert_array_equal(
+                np.isfinite(row), nucleus_by_hand(exact, top_p)
+            )
+        np.testing.assert_allclose(np.exp(got).sum(axis=-1), 1, rtol=1e-5)
+
+
+def test_draws_come_from_the_nucleus_with_its_probabilities():
+    """A chi-square test with fixed keys: 1 % of keys would fail it."""
+    count, kept = 4000, np.array([True, True, True, False, True])
+    logits = np.array([0.0, 0.5, 1.0, -1.0, 1.5], np.float32)
+    keys = jax.random.split(jax.random.key(4), count)
+    token, log_prob = jax.jit(sample_token, static_argnums=(2, 3))(
+        jnp.tile(logits, (count, 1)), keys, 1.0, 0.96
+    )
+    expected = np.exp(logits) * kept
+    expected /= expected.sum()
+    np.testing.assert_allclose(log_prob, np.log(expected[token]), rtol=1e-5)
+    observed = np.bincount(token, minlength=5)
+    assert observed[3] == 0
+    chi = ((observed - count * expected)[kept] ** 2 / (count * expected[kept])).sum()
+    assert chi < 11.35  # 99 % of the distribution with three degrees of freedom.
+
+
+def test_the_whole_distribution_takes_todays_path(params):
+    """The compiled program of `top_p` 1 is the one without it, bit for bit."""
+    logits = jax.random.normal(jax.random.key(2), (64, 50))
+    keys = jax.random.split(jax.random.key(3), 64)
+
+    def plain(logits, keys):
+        log_probs = jax.nn.log_softmax(logits / 0.7)
+        token = jax.vmap(jax.random.categorical)(keys, log_probs).astype(jnp.int32)
+        return token, jnp.take_along_axis(log_probs, token[:, None], axis=-1)[:, 0]
+
+    for got, expected in zip(
+        jax.jit(sample_token, static_argnums=(2, 3))(logits, keys, 0.7, 1.0),
+        jax.jit(plain)(logits, keys),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(got, expected)
+    narrow = draw(params, PROMPTS, top_p=1e-6)
+    np.testing.assert_array_equal(
+        narrow.tokens, draw(params, PROMPTS, temperature=0.0).tokens
+    )
+    assert (narrow.log_probs[narrow.completion] == 0).all()
+
+
 def test_later_steps_follow_the_distribution_too(params):
     """Steps and rows use different keys: counts over both are as expected."""
     flat = params | {"lm_head": {"weight": jnp.zeros((16, 16))}}
@@ -229,6 +310,8 @@ def test_later_steps_follow_the_distribution_too(params):
         ({"max_new_tokens": 0}, "max_new_tokens is 0; expected 1 or more"),
         ({"temperature": -0.5}, "temperature is -0.5; expected 0"),
         ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_p": 0.0}, "top_p is 0.0; expected above 0"),
+        ({"top_p": 1.5}, "top_p is 1.5"),
     ],
 )
 def test_settings_without_a_meaning_are_refused(params, kwargs, message):
