@@ -40,6 +40,7 @@ class Outcome(NamedTuple):
       trained: Share of the model's coordinates that it trained.
       mask_threshold: Smallest score that its mask selects, None where it has none.
       seconds: Time that its training took, in the process that finished it.
+      input_wait_s: Part of it in which steps waited for their prompts.
       rows: The rows of its metrics file.
     """
 
@@ -49,6 +50,7 @@ class Outcome(NamedTuple):
     trained: float
     mask_threshold: float | None
     seconds: float
+    input_wait_s: float
     rows: list[dict[str, Any]]
 
     def curve(self, name: str, kind: str = "eval") -> np.ndarray:
@@ -77,6 +79,7 @@ def finish(
     trained: float,
     mask_threshold: float | None,
     seconds: float,
+    input_wait_s: float,
 ) -> None:
     """Records that a run has ended; its training state is then no longer needed."""
     write_safetensors(directory / FINAL, hf.to_hf(params, config))
@@ -84,6 +87,7 @@ def finish(
         "trained": trained,
         "mask_threshold": mask_threshold,
         "seconds": round(seconds, 3),
+        "input_wait_s": round(input_wait_s, 6),
     }
     temporary = directory / f".{FINISHED}.tmp"
     temporary.write_text(json.dumps(record) + "\n")

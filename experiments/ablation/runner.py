@@ -14,6 +14,7 @@ from experiments.ablation.arms import MASKS, Arm
 from experiments.ablation.outcome import Outcome, finish, read_outcome
 from experiments.common.world import World
 from geomjax.data.batches import make_batches
+from geomjax.data.pipeline import Pipeline
 from geomjax.models import hf
 from geomjax.objectives import divergence
 from geomjax.objectives.base import Objective
@@ -189,11 +190,15 @@ class Runner:
         key = jax.random.key(seed)
 
         def advance(state, index):
-            teacher, prompts = world.teacher.params, batch_at(index)
-            return step(state, teacher, prompts, jax.random.fold_in(key, index))
+            batch = prompts.at(index)
+            draw = jax.random.fold_in(key, index)
+            return step(state, world.teacher.params, batch, draw)
 
         state = init_state(world.student.params, tx)
-        state = run(directory, state, advance, self._evaluate, self.schedule, on_step)
+        with Pipeline(batch_at) as prompts:
+            state = run(
+                directory, state, advance, self._evaluate, self.schedule, on_step
+            )
         threshold = None if mask is None else mask.threshold
         trained = self._trained_share(mask)
         if mask is not None:
@@ -205,6 +210,7 @@ class Runner:
             trained=trained,
             mask_threshold=threshold,
             seconds=time.monotonic() - started,
+            input_wait_s=prompts.wait.total_s,
         )
 
     def teacher_accuracy(self) -> float:

@@ -8,6 +8,35 @@ import numpy as np
 from jaxtyping import Array, Int32, Int64
 
 
+class Shard(NamedTuple):
+    """A process's part of every batch: block `index` of `count` equal blocks of rows.
+
+    The blocks of all processes, one below the other, are the batch of one process.
+    """
+
+    index: int = 0  # type: ignore[assignment] # hides a method
+    count: int = 1  # type: ignore[assignment] # hides a method
+
+    def rows(self, batch_size: int) -> slice:
+        """The rows of this part.
+
+        Raises:
+            ValueError: if the parts would not be equal, or there is no such part.
+        """
+        if not 0 <= self.index < self.count or batch_size % self.count:
+            raise ValueError(
+                f"shard: got part {self.index} of {self.count} of a batch of "
+                f"{batch_size}, expected a part from 0 to {self.count - 1}, and a "
+                "batch that can be cut into equal parts"
+            )
+        size = batch_size // self.count
+        return slice(self.index * size, (self.index + 1) * size)
+
+
+WHOLE = Shard()
+"""The part of a process that makes whole batches."""
+
+
 class PromptBatch(NamedTuple):
     """Prompts padded on the left, so that all of them end in the last column.
 
@@ -113,8 +142,9 @@ def make_batches(
     seed: int,
     pad_id: int,
     length: int | None = None,
+    shard: Shard = WHOLE,
 ) -> Callable[[int], PromptBatch]:
-    """Makes the function from a step to its batch.
+    """Makes the function from a step to its batch, which a `Pipeline` calls ahead.
 
     The function has no state, so that a resumed run asks for its next step and gets
     what the run that was killed would have got. All batches have one shape, so that
@@ -127,20 +157,23 @@ def make_batches(
         pad_id: the token id on padding.
         length: the padded length in tokens, or None for that of the longest prompt.
             Datasets that share a compiled program should be given one length.
+        shard: which rows of each batch are made here.
 
     Returns:
         A function from a step (0, 1, 2, ...) to a `PromptBatch`.
 
     Raises:
-        ValueError: if there are fewer prompts than a batch holds, or one is empty or
-            longer than `length`.
+        ValueError: if there are fewer prompts than a batch holds, one is empty or
+            longer than `length`, or a batch cannot be cut into that many shards.
     """
+    rows = shard.rows(batch_size)
     batch_index(0, seed=seed, batch_size=batch_size, size=len(token_ids))
     padded_length = longest(token_ids) if length is None else length
     _checked_lengths(token_ids, padded_length)
 
     def batch_at(step: int) -> PromptBatch:
         index = batch_index(step, seed=seed, batch_size=batch_size, size=len(token_ids))
+        index = index[rows]
         chosen = [token_ids[i] for i in index]
         return pad_prompts(chosen, padded_length, pad_id)._replace(index=index)
 

@@ -17,7 +17,7 @@ def outcome(validation, divergence, test=0.0):
         }
         for step in range(7)
     ]
-    return Outcome(0, 0.0, None, 1.0, None, 1.0, rows)
+    return Outcome(0, 0.0, None, 1.0, None, 1.0, 0.0, rows)
 
 
 def rate(learning_rate, validation, divergence=1.0, test=0.0):
