@@ -9,7 +9,7 @@ import numpy as np
 
 from geomjax.checkpoints import SafetensorsSource, write_safetensors
 from geomjax.models import hf
-from geomjax.models.config import DecoderConfig
+from geomjax.models.config import ModelConfig
 from geomjax.train.log import read_rows
 from geomjax.typing import Params
 
@@ -61,7 +61,7 @@ class Outcome(NamedTuple):
         """Training steps of the evaluations, `[T]`."""
         return np.array([row["step"] for row in self.rows if row["kind"] == "eval"])
 
-    def params(self, config: DecoderConfig) -> Params:
+    def params(self, config: ModelConfig) -> Params:
         """Its final parameters, float32, read from its folder."""
         source = SafetensorsSource(self.directory / FINAL)
         return hf.from_hf({name: source.read(name) for name in source.keys()}, config)
@@ -74,7 +74,7 @@ class Outcome(NamedTuple):
 def finish(
     directory: Path,
     params: Params,
-    config: DecoderConfig,
+    config: ModelConfig,
     *,
     trained: float,
     mask_threshold: float | None,

@@ -76,7 +76,7 @@ def load_world(config: ml_collections.ConfigDict) -> World:
     student = load(student_dir, vocab_size=size, dtype=dtype)
     teacher = load(teacher_dir, vocab_size=size, dtype=dtype)
     for loaded, name in ((student, "student"), (teacher, "teacher")):
-        context = loaded.model.config.max_position_embeddings
+        context = loaded.model.config.text.max_position_embeddings
         asked = config.max_prompt_tokens + config.max_new_tokens
         if asked > context:
             raise ValueError(

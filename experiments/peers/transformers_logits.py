@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import transformers
 
-from geomjax.models.hf_config import read_config
+from geomjax.models.fields import read_config
 
 
 def missing(directory: Path) -> str | None:

@@ -1,8 +1,27 @@
 """One configuration for every decoder."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
 
 from geomjax.models.rope import RopeScaling
+
+
+@runtime_checkable
+class ModelConfig(Protocol):
+    """What loading, export and role tables need to know of a configuration."""
+
+    @property
+    def architecture(self) -> str:
+        """Name of the Hugging Face class."""
+
+    @property
+    def text(self) -> "DecoderConfig":
+        """The configuration of the decoder: this one, or a part of it."""
+
+    @property
+    def stack_sizes(self) -> Mapping[str, int]:
+        """How many there are of each field of a rule's pattern, such as `layer`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,6 +180,17 @@ class DecoderConfig:
                 f"sliding_layers {self.sliding_layers} are not all among the "
                 f"{self.num_layers} layers"
             )
+
+    @property
+    def text(self) -> "DecoderConfig":
+        """Itself; see `ModelConfig`."""
+        return self
+
+    @property
+    def stack_sizes(self) -> Mapping[str, int]:
+        """Numbers of layers and of experts."""
+        experts = 0 if self.experts is None else self.experts.count
+        return {"layer": self.num_layers, "expert": experts}
 
     @property
     def rotary_dim(self) -> int:

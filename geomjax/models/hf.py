@@ -1,166 +1,40 @@
-"""Hugging Face tensor names and our paths: one table a family, used both ways."""
+"""Parameters under the names of Hugging Face checkpoints, and back.
 
-import itertools
+Everything here reads the rule table of the model's family, in one direction or the
+other; `rules` says how a table is written.
+"""
+
 import math
 import re
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from geomjax.models.config import DecoderConfig
-from geomjax.optim.roles import Role, Roles
-from geomjax.typing import Params, Path, TensorSource
+from geomjax.checkpoints.sources import CheckpointSource
+from geomjax.models.config import ModelConfig
+from geomjax.models.families import FAMILIES
+from geomjax.models.renamed import RenamedSource
+from geomjax.models.rules import Rule
+from geomjax.optim.roles import Roles
+from geomjax.typing import Params, Path
 
 DERIVED = re.compile(r".*\.rotary_emb\.inv_freq")
 """Tensors of older checkpoints that follow from config.json; nobody reads them."""
 
 
-class Rule(NamedTuple):
-    """One tensor, or one a layer, or one for each expert of each layer.
-
-    Attributes:
-      hf_pattern: Name in the checkpoint; `{layer}` runs over the layers and `{expert}`
-        over the experts of each.
-      path: Where it lies in the parameters, stacked over layers, then experts.
-      role: What it is, for optimizers and sharding.
-      when: The field or property of the configuration that must be true for the tensor
-        to be there; None for one that every model of the family has.
-    """
-
-    hf_pattern: str
-    path: Path
-    role: Role
-    when: str | None = None
-
-    def stack_shape(self, config: DecoderConfig) -> tuple[int, ...]:
-        """The leading axes of the leaf, which index the tensors."""
-        experts = config.experts.count if config.experts is not None else 0
-        return (config.num_layers, experts)[: self.role.stack_depth]
-
-    def names(self, config: DecoderConfig) -> list[str]:
-        """The names this rule stands for, in the order of the stack."""
-        axes = ("layer", "expert")[: self.role.stack_depth]
-        places = itertools.product(*map(range, self.stack_shape(config)))
-        return [
-            self.hf_pattern.format(**dict(zip(axes, place, strict=True)))
-            for place in places
-        ]
-
-
-def _embedding(name: str, path: str, when: str | None = None) -> Rule:
-    role = Role(0, "embedding", -2, -1, ("vocab", "embed"))
-    return Rule(f"{name}.weight", (path, "weight"), role, when)
-
-
-def _matrix(
-    module: str, out_axis: str | None, in_axis: str | None, when: str | None = None
-) -> Rule:
-    role = Role(1, "matrix", -2, -1, ("layers", out_axis, in_axis))
-    return _in_layers(module, "weight", role, when)
-
-
-def _vector(
-    module: str, axis: str | None, kind: str = "weight", when: str | None = None
-) -> Rule:
-    role = Role(1, "vector", None, None, ("layers", axis))
-    return _in_layers(module, kind, role, when)
-
-
-def _in_layers(module: str, kind: str, role: Role, when: str | None) -> Rule:
-    path = ("layers", *module.split("."), kind)
-    return Rule(f"model.layers.{{layer}}.{module}.{kind}", path, role, when)
-
-
-def _of_experts(projection: str, out_axis: str, in_axis: str) -> Rule:
-    name = f"model.layers.{{layer}}.mlp.experts.{{expert}}.{projection}.weight"
-    role = Role(2, "matrix", -2, -1, ("layers", "experts", out_axis, in_axis))
-    return Rule(name, ("layers", "mlp", "experts", projection, "weight"), role)
-
-
-ATTENTION = (
-    _matrix("self_attn.q_proj", "heads", "embed"),
-    _matrix("self_attn.k_proj", "kv_heads", "embed"),
-    _matrix("self_attn.v_proj", "kv_heads", "embed"),
-    _matrix("self_attn.o_proj", "embed", "heads"),
-)
-ATTENTION_BIAS = (
-    _vector("self_attn.q_proj", "heads", "bias", when="qkv_bias"),
-    _vector("self_attn.k_proj", "kv_heads", "bias", when="qkv_bias"),
-    _vector("self_attn.v_proj", "kv_heads", "bias", when="qkv_bias"),
-    _vector("self_attn.o_proj", "embed", "bias", when="out_bias"),
-)
-HEAD_NORMS = (
-    _vector("self_attn.q_norm", None),
-    _vector("self_attn.k_norm", None),
-)
-LATENT_ATTENTION = (
-    _matrix("self_attn.q_proj", "heads", "embed", when="full_query"),
-    _matrix("self_attn.q_a_proj", None, "embed", when="latent_query"),
-    _vector("self_attn.q_a_layernorm", None, when="latent_query"),
-    _matrix("self_attn.q_b_proj", "heads", None, when="latent_query"),
-    _matrix("self_attn.kv_a_proj_with_mqa", None, "embed"),
-    _vector("self_attn.kv_a_layernorm", None),
-    _matrix("self_attn.kv_b_proj", "heads", None),
-    _matrix("self_attn.o_proj", "embed", "heads"),
-)
-MLP = (
-    _matrix("mlp.gate_proj", "ffn", "embed"),
-    _matrix("mlp.up_proj", "ffn", "embed"),
-    _matrix("mlp.down_proj", "embed", "ffn"),
-)
-MLP_BIAS = (
-    _vector("mlp.gate_proj", "ffn", "bias", when="mlp_bias"),
-    _vector("mlp.up_proj", "ffn", "bias", when="mlp_bias"),
-    _vector("mlp.down_proj", "embed", "bias", when="mlp_bias"),
-)
-EXPERTS = (
-    _matrix("mlp.gate", None, "embed"),
-    _of_experts("gate_proj", "ffn", "embed"),
-    _of_experts("up_proj", "ffn", "embed"),
-    _of_experts("down_proj", "embed", "ffn"),
-)
-
-
-def table(attention: tuple[Rule, ...], ffn: tuple[Rule, ...]) -> tuple[Rule, ...]:
-    """The rules of a family: the parts of its blocks, and what all families share."""
-    norm = Role(0, "vector", None, None, ("embed",))
-    return (
-        _embedding("model.embed_tokens", "embed_tokens"),
-        _vector("input_layernorm", "embed"),
-        *attention,
-        _vector("post_attention_layernorm", "embed"),
-        *ffn,
-        Rule("model.norm.weight", ("norm", "weight"), norm),
-        _embedding("lm_head", "lm_head", when="untied_head"),
-    )
-
-
-LLAMA = table((*ATTENTION, *ATTENTION_BIAS), (*MLP, *MLP_BIAS))
-TABLES = {
-    "LlamaForCausalLM": LLAMA,
-    "MiniCPM3ForCausalLM": table(LATENT_ATTENTION, MLP),
-    "MiniCPMForCausalLM": LLAMA,
-    "MistralForCausalLM": LLAMA,
-    "Qwen2ForCausalLM": LLAMA,
-    "Qwen3ForCausalLM": table((*ATTENTION, *ATTENTION_BIAS, *HEAD_NORMS), MLP),
-    "Qwen3MoeForCausalLM": table((*ATTENTION, *ATTENTION_BIAS, *HEAD_NORMS), EXPERTS),
-}
-"""Hugging Face architecture name -> its rules."""
-
-
-def rules(config: DecoderConfig) -> tuple[Rule, ...]:
+def rules(config: ModelConfig) -> tuple[Rule, ...]:
     """The rules of a model: its architecture's table, without what it does not have."""
     return tuple(
         rule
-        for rule in TABLES[config.architecture]
-        if rule.when is None or getattr(config, rule.when)
+        for rule in FAMILIES[config.architecture].rules
+        if rule.when is None or getattr(config.text, rule.when)
     )
 
 
-def roles(config: DecoderConfig) -> Roles:
+def roles(config: ModelConfig) -> Roles:
     """What each parameter is, by path."""
     return {rule.path: rule.role for rule in rules(config)}
 
@@ -179,13 +53,19 @@ def insert(params: Params, path: Path, value: Any) -> None:
     params[path[-1]] = value
 
 
-def check_names(source: TensorSource, config: DecoderConfig, shapes: Params) -> None:
+def published(source: CheckpointSource, config: ModelConfig) -> RenamedSource:
+    """The tensors of a checkpoint under the names that the family's table has."""
+    return RenamedSource(source, FAMILIES[config.architecture].renamed)
+
+
+def check_names(source: RenamedSource, config: ModelConfig, shapes: Params) -> None:
     """Compares every name and shape of a checkpoint with what the model expects.
 
     A tied head that is stored all the same must equal the embedding.
 
     Raises:
-      ValueError: Lists every missing, unexpected and mis-shaped tensor at once.
+      ValueError: Lists every missing, unexpected, repeated and mis-shaped tensor at
+        once.
     """
     expected = {
         name: leaf(shapes, rule.path).shape[rule.role.stack_depth :]
@@ -197,8 +77,8 @@ def check_names(source: TensorSource, config: DecoderConfig, shapes: Params) -> 
         for name in source.keys()
         if not DERIVED.fullmatch(name)
     }
-    problems = []
-    if config.tie_word_embeddings and "lm_head.weight" in found:
+    problems = list(source.repeated)
+    if config.text.tie_word_embeddings and "lm_head.weight" in found:
         del found["lm_head.weight"]
         embedded = "model.embed_tokens.weight" in found
         if embedded and not _same_bits(
@@ -208,11 +88,10 @@ def check_names(source: TensorSource, config: DecoderConfig, shapes: Params) -> 
                 "lm_head.weight differs from model.embed_tokens.weight, but "
                 "config.json says tie_word_embeddings"
             )
-    left_out = getattr(source, "left_out", {})
     for name in sorted(expected.keys() | found.keys()):
         want, got = expected.get(name), found.get(name)
         if got is None:
-            why = f": {left_out[name]}" if name in left_out else ""
+            why = f": {source.left_out[name]}" if name in source.left_out else ""
             problems.append(f"missing {name} {want}{why}")
         elif want is None:
             problems.append(f"unexpected {name} {got}")
@@ -232,7 +111,7 @@ def _same_bits(left: np.ndarray, right: np.ndarray) -> bool:
 
 def to_hf(
     tree: Params,
-    config: DecoderConfig,
+    config: ModelConfig,
     convert: Callable[[np.ndarray], np.ndarray] = lambda array: array,
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Unstacks parameters, or anything of their structure, under checkpoint names.
@@ -254,7 +133,7 @@ def to_hf(
             yield name, convert(tensor)
 
 
-def from_hf(tensors: dict[str, np.ndarray], config: DecoderConfig) -> Params:
+def from_hf(tensors: Mapping[str, np.ndarray], config: ModelConfig) -> Params:
     """Stacks arrays under checkpoint names into the parameters' structure.
 
     The inverse of `to_hf`, for masks and other data that follows the weights.

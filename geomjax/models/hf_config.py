@@ -1,103 +1,12 @@
 """From a Hugging Face config.json to a `DecoderConfig`: one mapping a family."""
 
-import json
 import math
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from geomjax.models.config import DecoderConfig, ExpertSizes, LatentSizes
+from geomjax.models.fields import Fields
 from geomjax.models.rope import YarnScaling, read_rope
-
-
-def read_config(directory: Path) -> dict[str, Any]:
-    """Reads `config.json` of a checkpoint directory as plain data.
-
-    Args:
-      directory: Folder of a checkpoint in the Hugging Face layout.
-
-    Returns:
-      The parsed object.
-
-    Raises:
-      ValueError: The file is missing, is not JSON, or is not an object.
-    """
-    path = directory / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(
-            f"{directory} has no config.json; expected a checkpoint folder in the "
-            "Hugging Face layout (config.json, model.safetensors, tokenizer.json)"
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} holds a {type(config).__name__}, not an object")
-    return config
-
-
-class Fields:
-    """Typed entries of a config.json, with everything that is wrong about them.
-
-    Each reader returns a value of its type even where there is a problem, so that one
-    `ValueError`, from `finish`, names all of them.
-
-    Args:
-      config: The parsed config.json.
-      absent: What the family's class in transformers assumes for entries that the file
-        leaves out or has as null.
-    """
-
-    def __init__(self, config: Mapping[str, Any], absent: Mapping[str, Any]):
-        given = {name: value for name, value in config.items() if value is not None}
-        self.config = dict(absent) | given
-        self.problems: list[str] = []
-
-    def _required(self, name: str) -> Any:
-        if name not in self.config:
-            self.problems.append(f"no {name!r}, which this architecture needs")
-        return self.config.get(name)
-
-    def size(self, name: str) -> int:
-        """An integer above 0."""
-        value = self._required(name)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value
-        if value is not None:
-            self.problems.append(f"{name}={value!r}; expected an integer above 0")
-        return 1
-
-    def positive(self, name: str) -> float:
-        """A finite number above 0."""
-        value = self._required(name)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if number and 0 < value < math.inf:
-            return float(value)
-        if value is not None:
-            self.problems.append(f"{name}={value!r}; expected a number above 0")
-        return 1.0
-
-    def flag(self, name: str) -> bool:
-        """True or false."""
-        value = self._required(name)
-        if value is not None and not isinstance(value, bool):
-            self.problems.append(f"{name}={value!r}; expected true or false")
-        return bool(value)
-
-    def only(self, **supported: Any) -> None:
-        """Entries of which this decoder implements one value; others are refused."""
-        for name, value in supported.items():
-            if name in self.config and self.config[name] != value:
-                self.problems.append(
-                    f"{name}={self.config[name]!r}; this decoder implements "
-                    f"{value!r} only"
-                )
-
-    def finish(self) -> None:
-        """Raises `ValueError` with every problem found so far."""
-        if self.problems:
-            raise ValueError("config.json has " + "\n  and ".join(self.problems))
 
 
 def _common(fields: Fields, default_theta: float | None) -> dict[str, Any]:
@@ -358,45 +267,4 @@ def minicpm3(config: Mapping[str, Any]) -> DecoderConfig:
         latent=latent,
         **common,
         **scales,
-    )
-
-
-CONFIGS: dict[str, Callable[[Mapping[str, Any]], DecoderConfig]] = {
-    "LlamaForCausalLM": llama,
-    "MiniCPM3ForCausalLM": minicpm3,
-    "MiniCPMForCausalLM": minicpm,
-    "MistralForCausalLM": mistral,
-    "Qwen2ForCausalLM": qwen2,
-    "Qwen3ForCausalLM": qwen3,
-    "Qwen3MoeForCausalLM": qwen3_moe,
-}
-"""Hugging Face architecture name -> mapping of its config.json."""
-
-
-def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
-    """Builds the decoder's configuration from a parsed config.json.
-
-    Raises:
-      ValueError: The checkpoint is quantised, its architecture is unknown (the known
-        ones are listed), or its mapping refuses an entry.
-    """
-    quantised = config.get("quantization_config")
-    if quantised is not None:
-        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
-        raise ValueError(
-            f"config.json has a quantization_config (quant_method {method!r}); "
-            "quantised checkpoints are not read, convert the weights to bfloat16 first"
-        )
-    architectures = config.get("architectures") or []
-    for name in architectures:
-        if name in CONFIGS:
-            return CONFIGS[name](config)
-    remote = ""
-    if config.get("auto_map"):
-        remote = (
-            "; its auto_map asks to run code from the checkpoint, which is never done"
-        )
-    raise ValueError(
-        f"config.json names the architecture {architectures!r} (model_type "
-        f"{config.get('model_type')!r}){remote}; known: {sorted(CONFIGS)}"
     )

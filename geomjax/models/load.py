@@ -5,23 +5,31 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from transformers import PreTrainedTokenizerFast
 
 from geomjax.checkpoints.hub import download
 from geomjax.checkpoints.sources import open_source
 from geomjax.checkpoints.writer import DEFAULT_MAX_SHARD_BYTES, write_safetensors
+from geomjax.data.image_processor import ImageProcessor
+from geomjax.data.tokenizers import load_tokenizer
 from geomjax.models import hf
-from geomjax.models.config import DecoderConfig
+from geomjax.models.config import DecoderConfig, ModelConfig
 from geomjax.models.decoder import Decoder
-from geomjax.models.hf_config import decoder_config, read_config
+from geomjax.models.families import model_config
+from geomjax.models.fields import read_config
+from geomjax.models.qwen2_5_vl import Qwen25VL
+from geomjax.models.qwen2_5_vl_config import Qwen25VLConfig
 from geomjax.models.read import read_params
-from geomjax.typing import Params
+from geomjax.models.vision import VisionTower
+from geomjax.typing import LanguageModel, Params, PRNGKey
 
 COMPANIONS = (
     "generation_config.json",
@@ -34,15 +42,70 @@ COMPANIONS = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
 )
 """Files of a checkpoint that training does not change."""
 
 
-class Loaded(NamedTuple):
-    """A model with its parameters."""
+@runtime_checkable
+class Model(LanguageModel, Protocol):
+    """A `LanguageModel` that checkpoints are loaded into and exported from."""
 
-    model: Decoder
+    @property
+    def config(self) -> ModelConfig:
+        """Its configuration."""
+
+    @property
+    def shapes(self) -> Params:
+        """Its parameters as `jax.ShapeDtypeStruct`."""
+
+    def init(self, key: PRNGKey) -> Params:
+        """Random parameters, float32."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A model and its parameters, which `model, params = load(...)` unpacks.
+
+    Attributes:
+      model: The model; one with a vision tower reads text as it is, and images by its
+        `with_images`.
+      params: Its parameters.
+      directory: Folder of the checkpoint; None for a model that was made here.
+    """
+
+    model: Model
     params: Params
+    directory: Path | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.model, self.params))
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The checkpoint's tokenizer with its chat template.
+
+        Raises:
+          ValueError: It has none, or one that would need code of its own.
+        """
+        return load_tokenizer(self._folder)
+
+    @cached_property
+    def image_processor(self) -> ImageProcessor:
+        """The image processor of a checkpoint with a vision tower.
+
+        Raises:
+          ValueError: It has none.
+        """
+        return ImageProcessor(self._folder)
+
+    @property
+    def _folder(self) -> Path:
+        if self.directory is None:
+            raise ValueError("a model that was made here has no files beside it")
+        return self.directory
 
 
 def checkpoint_directory(
@@ -75,7 +138,7 @@ def load(
     dtype: Any = jnp.float32,
     revision: str | None = None,
 ) -> Loaded:
-    """Loads a checkpoint in the Hugging Face layout.
+    """Loads a checkpoint of any family in the Hugging Face layout.
 
     The weights may be in any format that `geomjax.checkpoints.open_source` reads. They
     are read once, each straight into its place on the devices: the host holds at most
@@ -94,17 +157,39 @@ def load(
       revision: Branch, tag or commit of a repository; its main branch by default.
 
     Returns:
-      The model and its parameters.
+      The model and its parameters; beside them the tokenizer and, of a model that sees,
+      the image processor, which are loaded when they are asked for.
 
     Raises:
       ValueError: config.json, the tensors, the tokenizer's size or the mesh do not fit.
     """
     directory = checkpoint_directory(path_or_name, revision)
-    config = decoder_config(read_config(directory))
-    rows = config.vocab_size if vocab_size is None else vocab_size
-    model = make_decoder(config, rows, dtype)
+    config = model_config(read_config(directory))
+    model = make_model(config, vocab_size, dtype)
     source = open_source(directory)
-    return Loaded(model, read_params(source, config, model.shapes, param_dtype, mesh))
+    params = read_params(source, config, model.shapes, param_dtype, mesh)
+    return Loaded(model, params, directory)
+
+
+def make_model(
+    config: ModelConfig, vocab_size: int | None = None, dtype: Any = jnp.float32
+) -> Model:
+    """The model of a configuration, whichever family it is of.
+
+    Args:
+      config: The configuration.
+      vocab_size: Rows of the unembedding in use; by default every row.
+      dtype: Compute dtype, with which the matmul precision goes.
+
+    Returns:
+      A `Decoder`, or a `Qwen25VL`.
+    """
+    rows = config.text.vocab_size if vocab_size is None else vocab_size
+    decoder = make_decoder(config.text, rows, dtype)
+    if not isinstance(config, Qwen25VLConfig):
+        return decoder
+    vision = VisionTower(config.vision, dtype, decoder.precision)
+    return Qwen25VL(config, decoder, vision)
 
 
 def make_decoder(
@@ -117,7 +202,7 @@ def make_decoder(
 
 
 def stored_tensors(
-    params: Params, model: Decoder, dtype: Any = ml_dtypes.bfloat16
+    params: Params, model: Model, dtype: Any = ml_dtypes.bfloat16
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The tensors of an exported checkpoint: names and arrays in `dtype`."""
     return hf.to_hf(params, model.config, lambda array: array.astype(dtype))
@@ -126,7 +211,7 @@ def stored_tensors(
 def export(
     directory: Path,
     params: Params,
-    model: Decoder,
+    model: Model,
     *,
     like: str | os.PathLike[str],
     dtype: Any = ml_dtypes.bfloat16,
@@ -138,8 +223,9 @@ def export(
       directory: Folder to write; made if missing.
       params: Parameters of `model`.
       model: The model.
-      like: Checkpoint folder, or name on the hub, whose config, tokenizer, generation
-        config, chat template and, where it has one, model code are copied.
+      like: Checkpoint folder, or name on the hub, whose config, generation config,
+        tokenizer, chat template, image processor and, where it has one, model code are
+        copied.
       dtype: Storage dtype of every tensor.
       max_shard_bytes: Size of a file's data above which the next one is begun.
 

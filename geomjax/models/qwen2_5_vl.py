@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from geomjax.data.patches import ImagePatches
+from geomjax.models.cache import Cache
 from geomjax.models.decoder import Decoder
 from geomjax.models.mrope import mrope_angles, sequence_positions
 from geomjax.models.qwen2_5_vl_config import Qwen25VLConfig
@@ -112,7 +113,7 @@ def place_images(
 
 @dataclasses.dataclass(frozen=True)
 class Qwen25VL:
-    """The two networks and their parameters' shapes.
+    """The two networks; by itself a `LanguageModel` of prompts without images.
 
     Attributes:
       config: The configuration.
@@ -142,6 +143,66 @@ class Qwen25VL:
         """
         return PromptedQwen25VL(self, images)
 
+    @property
+    def dtype(self) -> Any:
+        """Compute dtype."""
+        return self.decoder.dtype
+
+    @property
+    def precision(self) -> jax.lax.Precision:
+        """Precision of every matrix product."""
+        return self.decoder.precision
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the unembedding in use."""
+        return self.decoder.vocab_size
+
+    def unembedding(self, params: Params) -> Float[Array, "V D"]:
+        """The output head, cut to the tokenizer's rows."""
+        return self.decoder.unembedding(_text(params))
+
+    def split_layers(self, params: Params) -> Params:
+        """The decoder's blocks unstacked; the tower, which runs once, as it is."""
+        split = self.decoder.split_layers(_text(params))
+        return split | {"visual": params["visual"]}
+
+    def apply(
+        self,
+        params: Params,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"],
+        last: int | None = None,
+    ) -> Float[Array, "B t D"]:
+        """Hidden states of text, as `Decoder.apply`."""
+        return self.decoder.apply(_text(params), tokens, positions, segment_ids, last)
+
+    def prefill(
+        self,
+        params: Params,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"],
+        cache_length: int,
+        last: int | None = None,
+    ) -> tuple[Float[Array, "B t D"], Cache]:
+        """As `apply`, with a cache, as `Decoder.prefill`."""
+        return self.decoder.prefill(
+            _text(params), tokens, positions, segment_ids, cache_length, last
+        )
+
+    def decode(
+        self,
+        params: Params,
+        token: Int[Array, " B"],
+        position: Int[Array, " B"],
+        segment_id: Int[Array, " B"],
+        cache: Cache,
+    ) -> tuple[Float[Array, "B D"], Cache]:
+        """Appends one token of text a row, as `Decoder.decode`."""
+        return self.decoder.decode(_text(params), token, position, segment_id, cache)
+
 
 @dataclasses.dataclass(frozen=True)
 class PromptedQwen25VL:
@@ -162,26 +223,25 @@ class PromptedQwen25VL:
     @property
     def dtype(self) -> Any:
         """Compute dtype."""
-        return self.model.decoder.dtype
+        return self.model.dtype
 
     @property
     def precision(self) -> jax.lax.Precision:
         """Precision of every matrix product."""
-        return self.model.decoder.precision
+        return self.model.precision
 
     @property
     def vocab_size(self) -> int:
         """Rows of the unembedding in use."""
-        return self.model.decoder.vocab_size
+        return self.model.vocab_size
 
     def unembedding(self, params: Params) -> Float[Array, "V D"]:
-        """The output head, cut to the tokenizer's rows."""
-        return self.model.decoder.unembedding(_text(params))
+        """As `Qwen25VL.unembedding`."""
+        return self.model.unembedding(params)
 
     def split_layers(self, params: Params) -> Params:
-        """The decoder's blocks unstacked; the tower, which runs once, as it is."""
-        split = self.model.decoder.split_layers(_text(params))
-        return split | {"visual": params["visual"]}
+        """As `Qwen25VL.split_layers`."""
+        return self.model.split_layers(params)
 
     def apply(
         self,
@@ -206,7 +266,7 @@ class PromptedQwen25VL:
         segment_ids: Int[Array, "B T"],
         cache_length: int,
         last: int | None = None,
-    ) -> tuple[Float[Array, "B t D"], Any]:
+    ) -> tuple[Float[Array, "B t D"], Cache]:
         """As `apply`, with a cache, as `Decoder.prefill`."""
         x = self._embed(params, tokens, positions)
         rope = self._rope_positions(positions)
@@ -231,8 +291,8 @@ class PromptedQwen25VL:
         token: Int[Array, " B"],
         position: Int[Array, " B"],
         segment_id: Int[Array, " B"],
-        cache: Any,
-    ) -> tuple[Float[Array, "B D"], Any]:
+        cache: Cache,
+    ) -> tuple[Float[Array, "B D"], Cache]:
         """Appends one token of text a row, as `Decoder.decode`."""
         rotary = position + self.images.deltas
         return self.model.decoder.decode(

@@ -5,11 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from geomjax.models.config import DecoderConfig
-from geomjax.models.hf_config import Fields, qwen2
+from geomjax.models.fields import Fields
+from geomjax.models.hf_config import qwen2
 from geomjax.models.vision_config import VisionConfig, vision_config
-
-ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
-"""Name of the Hugging Face class."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,26 +56,25 @@ class Qwen25VLConfig:
         if problems:
             raise ValueError("config.json: " + "\n  and ".join(problems))
 
+    @property
+    def architecture(self) -> str:
+        """Name of the Hugging Face class."""
+        return "Qwen2_5_VLForConditionalGeneration"
 
-def qwen2_5_vl_config(config: Mapping[str, Any]) -> Qwen25VLConfig:
+    @property
+    def stack_sizes(self) -> Mapping[str, int]:
+        """Numbers of layers of the decoder and of blocks of the vision tower."""
+        return {**self.text.stack_sizes, "block": self.vision.depth}
+
+
+def qwen2_5_vl(config: Mapping[str, Any]) -> Qwen25VLConfig:
     """Maps the config.json of Qwen2.5-VL, published or saved by transformers 5.
 
     Published files hold the decoder's fields at the top, later ones in `text_config`.
 
     Raises:
-      ValueError: Another architecture, or a field that is missing, wrong, or asks for
-        what is not implemented.
+      ValueError: A field is missing, wrong, or asks for what is not implemented.
     """
-    if ARCHITECTURE not in (config.get("architectures") or []):
-        raise ValueError(
-            f"config.json names the architecture {config.get('architectures')!r}; "
-            f"expected {ARCHITECTURE!r}"
-        )
-    if config.get("quantization_config") is not None:
-        raise ValueError(
-            "config.json has a quantization_config; quantised checkpoints are not "
-            "read, convert the weights to bfloat16 first"
-        )
     if not isinstance(config.get("vision_config"), dict):
         raise ValueError(
             "config.json has no vision_config object, which this architecture needs"

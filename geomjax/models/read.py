@@ -11,7 +11,7 @@ from jax.sharding import Sharding, SingleDeviceSharding
 from geomjax.checkpoints.sources import CheckpointSource
 from geomjax.meshes import shardings
 from geomjax.models import hf
-from geomjax.models.config import DecoderConfig
+from geomjax.models.config import ModelConfig
 from geomjax.typing import Params, Path
 
 
@@ -41,13 +41,13 @@ class _Shard:
 
 
 def layout(
-    config: DecoderConfig, shapes: Params, mesh: jax.sharding.Mesh | None
+    config: ModelConfig, shapes: Params, mesh: jax.sharding.Mesh | None
 ) -> dict[Path, Sharding]:
     """Where every parameter goes: over a mesh, or whole on the default device.
 
     Args:
       config: The model's configuration.
-      shapes: The parameters' shapes, `Decoder.shapes`.
+      shapes: The parameters' shapes, `model.shapes`.
       mesh: The mesh, or None for one device.
 
     Returns:
@@ -66,7 +66,7 @@ def layout(
 
 def read_params(
     source: CheckpointSource,
-    config: DecoderConfig,
+    config: ModelConfig,
     shapes: Params,
     dtype: Any,
     mesh: jax.sharding.Mesh | None = None,
@@ -78,9 +78,9 @@ def read_params(
     the tensors that its devices need.
 
     Args:
-      source: The checkpoint's tensors.
+      source: The checkpoint's tensors, under any names that the family has.
       config: The model's configuration.
-      shapes: The parameters' shapes, `Decoder.shapes`.
+      shapes: The parameters' shapes, `model.shapes`.
       dtype: Of the parameters; float32 holds bfloat16 and float16 exactly.
       mesh: Where to put them; by default whole on the first device.
 
@@ -91,6 +91,7 @@ def read_params(
       ValueError: Names or shapes do not fit, the mesh does not divide them, or a value
         is not finite in `dtype`; all of each kind are listed.
     """
+    source = hf.published(source, config)
     hf.check_names(source, config, shapes)
     places = layout(config, shapes, mesh)
     params: Params = {}

@@ -37,13 +37,13 @@ def main() -> None:
     from tiny_vl import IMAGE, ragged_batch
     from vl_peer import make_vl_peer, vision_features, vl_inputs
 
-    from geomjax.models.hf_config import read_config
-    from geomjax.models.qwen2_5_vl_config import qwen2_5_vl_config
+    from geomjax.models.families import model_config
+    from geomjax.models.fields import read_config
 
     peer = make_vl_peer(0, vision=VISION, text=TEXT, tied=True)
     peer.save_pretrained(GOLDEN)
     (GOLDEN / "generation_config.json").unlink(missing_ok=True)
-    batch = ragged_batch(qwen2_5_vl_config(read_config(GOLDEN)), PADS)
+    batch = ragged_batch(model_config(read_config(GOLDEN)), PADS)
     inputs = vl_inputs(batch, IMAGE)
     images = [image for row in batch.rows for image in row]
     with torch.no_grad():

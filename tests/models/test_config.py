@@ -5,7 +5,8 @@ import json
 import pytest
 from tiny_decoder import CONFIG, variant
 
-from geomjax.models.hf_config import decoder_config, read_config
+from geomjax.models.families import model_config
+from geomjax.models.fields import read_config
 
 QWEN3 = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -33,14 +34,14 @@ def without(*names):
 
 
 def test_reads_both_layouts_of_the_rotary_base():
-    assert decoder_config(QWEN3) == CONFIG
+    assert model_config(QWEN3) == CONFIG
     older = without("rope_parameters") | {"rope_theta": 10000, "rope_scaling": None}
-    assert decoder_config(older) == CONFIG
+    assert model_config(older) == CONFIG
 
 
 def test_the_rotary_base_in_rope_parameters_counts():
     both = QWEN3 | {"rope_theta": 5.0}
-    assert decoder_config(both).rope_theta == 10000.0
+    assert model_config(both).rope_theta == 10000.0
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_the_rotary_base_in_rope_parameters_counts():
 )
 def test_what_is_not_implemented_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
-        decoder_config(QWEN3 | fields)
+        model_config(QWEN3 | fields)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,7 @@ def test_what_is_not_implemented_is_refused(fields, message):
 )
 def test_a_missing_field_is_named(name):
     with pytest.raises(ValueError, match=f"no {name!r}"):
-        decoder_config(without(name))
+        model_config(without(name))
 
 
 def test_sizes_are_positive_however_a_config_is_made():
@@ -112,4 +113,4 @@ def test_files_that_are_no_config_are_refused(tmp_path):
         with pytest.raises(ValueError, match=message):
             read_config(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(QWEN3))
-    assert decoder_config(read_config(tmp_path)) == CONFIG
+    assert model_config(read_config(tmp_path)) == CONFIG

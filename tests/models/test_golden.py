@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from geomjax.models.hf_config import CONFIGS
+from geomjax.models.families import FAMILIES
 from geomjax.models.load import load
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -30,5 +30,6 @@ def test_logits_equal_those_of_transformers(name):
 
 
 def test_every_family_has_logits_of_its_own():
-    made = {load(GOLDEN / name).model.config.architecture for name in NAMES}
-    assert made == set(CONFIGS)
+    folders = [*(GOLDEN / name for name in NAMES), GOLDEN.parent / "golden_vl"]
+    made = {load(folder).model.config.architecture for folder in folders}
+    assert made == set(FAMILIES)  # That of Qwen2.5-VL is read in test_qwen2_5_vl.

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from geomjax.models.config import ExpertSizes, LatentSizes
-from geomjax.models.hf_config import decoder_config
+from geomjax.models.families import model_config
 from geomjax.models.rope import LinearScaling
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -20,25 +20,25 @@ def golden(name, **fields):
 
 
 def test_qwen2_has_biases_and_heads_of_a_quotient():
-    config = decoder_config(golden("qwen2"))
+    config = model_config(golden("qwen2"))
     assert (config.qkv_bias, config.out_bias, config.qk_norm) == (True, False, False)
     assert config.head_dim == 24 // 4
     assert (config.sliding_window, config.sliding_layers) == (3, (1,))
     plain = golden("qwen2", use_sliding_window=False, layer_types=...)
-    assert decoder_config(plain).sliding_layers == ()
+    assert model_config(plain).sliding_layers == ()
     older = golden("qwen2", layer_types=..., max_window_layers=0)
-    assert decoder_config(older).sliding_layers == (0, 1)
+    assert model_config(older).sliding_layers == (0, 1)
     beyond = golden("qwen2", layer_types=..., max_window_layers=9)
-    assert decoder_config(beyond).sliding_window is None
-    assert decoder_config(golden("qwen2", head_dim=10)).head_dim == 10
+    assert model_config(beyond).sliding_window is None
+    assert model_config(golden("qwen2", head_dim=10)).head_dim == 10
 
 
 def test_qwen3_moe_is_read_under_both_names_of_its_experts():
     expected = ExpertSizes(count=5, per_token=2, size=12, normalise_weights=True)
-    assert decoder_config(golden("qwen3_moe")).experts == expected
+    assert model_config(golden("qwen3_moe")).experts == expected
     hub = golden("qwen3_moe", num_local_experts=..., num_experts=5)
-    assert decoder_config(hub).experts == expected
-    plain = decoder_config(golden("qwen3_moe", norm_topk_prob=...))
+    assert model_config(hub).experts == expected
+    plain = model_config(golden("qwen3_moe", norm_topk_prob=...))
     assert not plain.experts.normalise_weights
 
 
@@ -47,39 +47,37 @@ def test_llama_files_may_leave_out_what_llama_2_leaves_out():
     absent = dict.fromkeys(
         ("num_key_value_heads", "head_dim", "attention_bias", "mlp_bias"), ...
     )
-    config = decoder_config(golden("llama", tie_word_embeddings=..., **absent, **rope))
+    config = model_config(golden("llama", tie_word_embeddings=..., **absent, **rope))
     assert config.num_kv_heads == config.num_heads == 4
     assert (config.head_dim, config.rope_theta) == (6, 10_000.0)
     assert (config.qkv_bias, config.out_bias, config.mlp_bias) == (False,) * 3
     assert not config.tie_word_embeddings
     scaled = {"rope_parameters": ..., "rope_scaling": {"type": "linear", "factor": 2}}
-    config = decoder_config(golden("llama", rope_theta=5e5, **scaled))
+    config = model_config(golden("llama", rope_theta=5e5, **scaled))
     assert (config.rope_scaling, config.rope_theta) == (LinearScaling(2.0), 5e5)
 
 
 def test_mistral_has_a_window_in_every_layer_or_in_none():
-    assert decoder_config(golden("mistral")).sliding_layers == (0, 1)
-    assert decoder_config(golden("mistral", sliding_window=None)).sliding_layers == ()
+    assert model_config(golden("mistral")).sliding_layers == (0, 1)
+    assert model_config(golden("mistral", sliding_window=None)).sliding_layers == ()
 
 
 def test_minicpm_scales_embeddings_residuals_and_logits():
-    config = decoder_config(golden("minicpm"))
+    config = model_config(golden("minicpm"))
     assert config.embedding_scale == 3.0
     assert config.residual_scale == pytest.approx(1.1 / math.sqrt(2))
     assert config.logit_divisor == pytest.approx(24 / 16)
-    assert (
-        decoder_config(golden("minicpm", tie_word_embeddings=...)).untied_head is False
-    )
+    assert model_config(golden("minicpm", tie_word_embeddings=...)).untied_head is False
 
 
 def test_minicpm3_has_latents():
-    config = decoder_config(golden("minicpm3"))
+    config = model_config(golden("minicpm3"))
     assert config.latent == LatentSizes(
         query_rank=10, kv_rank=9, plain_dim=5, rotary_dim=4, value_dim=7
     )
     assert (config.head_dim, config.num_kv_heads) == (9, 4)
     assert config.rope_scaling.exact_length == 32
-    full = decoder_config(golden("minicpm3", q_lora_rank=None, v_head_dim=None))
+    full = model_config(golden("minicpm3", q_lora_rank=None, v_head_dim=None))
     assert full.latent.query_rank is None
     assert full.latent.value_dim == 24 // 4
 
@@ -109,7 +107,7 @@ def test_minicpm3_has_latents():
 )
 def test_what_is_not_implemented_is_refused_by_name(name, fields, message):
     with pytest.raises(ValueError, match=message):
-        decoder_config(golden(name, **fields))
+        model_config(golden(name, **fields))
 
 
 def test_yarn_that_rescales_latent_attention_is_refused():
@@ -121,24 +119,22 @@ def test_yarn_that_rescales_latent_attention_is_refused():
         "mscale_all_dim": 1.0,
     }
     with pytest.raises(ValueError, match="mscale_all_dim, which rescales"):
-        decoder_config(golden("minicpm3", rope_parameters=rope))
+        model_config(golden("minicpm3", rope_parameters=rope))
 
 
 def test_every_problem_is_named_at_once():
     with pytest.raises(ValueError, match=r"(?s)use_mrope.*no 'vocab_size'.*rms_norm"):
-        decoder_config(
-            golden("qwen2", use_mrope=True, vocab_size=..., rms_norm_eps=-1.0)
-        )
+        model_config(golden("qwen2", use_mrope=True, vocab_size=..., rms_norm_eps=-1.0))
 
 
 def test_quantised_checkpoints_are_refused_with_their_method():
     quantised = {"quantization_config": {"quant_method": "fp8", "bits": 8}}
     with pytest.raises(ValueError, match="quant_method 'fp8'.*convert"):
-        decoder_config(golden("llama", **quantised))
+        model_config(golden("llama", **quantised))
 
 
 def test_code_in_a_checkpoint_is_never_needed_for_a_family_that_is_known():
     assert "auto_map" in golden("minicpm")
     unknown = golden("minicpm", architectures=["OtherForCausalLM"])
     with pytest.raises(ValueError, match="run code from the checkpoint.*known: "):
-        decoder_config(unknown)
+        model_config(unknown)

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from tiny_vl import IMAGE, ragged_batch
 
-from geomjax.models import qwen2_5_vl_hf
-from geomjax.models.qwen2_5_vl_load import export_qwen2_5_vl, load_qwen2_5_vl
+from geomjax.models import hf
+from geomjax.models.load import export, load
+from geomjax.models.renamed import published_name
+from geomjax.models.vision_rules import RENAMED
 from geomjax.rollout.sample import sample
 
 pytest.importorskip("torch", reason="needs PyTorch: the parity extra")
@@ -51,7 +53,7 @@ def test_logits_of_ragged_batches_with_images_agree(fields, tmp_path):
 
     peer = make_vl_peer(7, **fields)
     peer.save_pretrained(tmp_path)
-    model, params = load_qwen2_5_vl(tmp_path)
+    model, params = load(tmp_path)
     batch = ragged_batch(model.config, PADS)
     with torch.no_grad():
         expected = peer(**vl_inputs(batch, IMAGE)).logits.numpy()
@@ -66,7 +68,7 @@ def test_greedy_rollouts_are_those_of_generate(tmp_path):
 
     peer = make_vl_peer(8)
     peer.save_pretrained(tmp_path)
-    model, params = load_qwen2_5_vl(tmp_path)
+    model, params = load(tmp_path)
     batch = ragged_batch(model.config, [(0, 0)] * 4)
     assert batch.segment_ids[:, -1].all()  # Padded on the left alone.
 
@@ -103,7 +105,7 @@ def test_gradients_of_a_loss_agree(tmp_path):
 
     peer = make_vl_peer(9)
     peer.save_pretrained(tmp_path)
-    model, params = load_qwen2_5_vl(tmp_path)
+    model, params = load(tmp_path)
     batch = ragged_batch(model.config, PADS)
     real = batch.segment_ids != 0
     weights = np.random.default_rng(0).standard_normal((*real.shape, 40))
@@ -119,10 +121,10 @@ def test_gradients_of_a_loss_agree(tmp_path):
     logits = peer(**vl_inputs(batch, IMAGE)).logits
     (torch.log_softmax(logits, -1) * torch.tensor(weights)).sum().backward()
     theirs = {
-        qwen2_5_vl_hf.published_name(name): p.grad.numpy()
+        published_name(name, RENAMED): p.grad.numpy()
         for name, p in peer.named_parameters()
     }
-    for name, gradient in qwen2_5_vl_hf.to_hf(ours, model.config):
+    for name, gradient in hf.to_hf(ours, model.config):
         scale = np.abs(theirs[name]).max()
         assert scale > 0, name
         np.testing.assert_allclose(gradient, theirs[name], atol=1e-4 * scale)
@@ -138,8 +140,8 @@ def test_export_is_bitwise_and_loads_in_transformers(tied, tmp_path):
     peer.save_pretrained(source, max_shard_size="20KB")
     (source / "preprocessor_config.json").write_text('{"patch_size": 4}')
     assert len(list(source.glob("*.safetensors"))) > 1
-    model, params = load_qwen2_5_vl(source)
-    export_qwen2_5_vl(target, params, model, like=source)
+    model, params = load(source)
+    export(target, params, model, like=source)
     back, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
         target, dtype=torch.bfloat16, output_loading_info=True
     )
@@ -156,12 +158,12 @@ def test_names_of_modules_in_memory_are_read_too(tmp_path):
 
     peer = make_vl_peer(11)
     peer.save_pretrained(tmp_path / "published")
-    expected = load_qwen2_5_vl(tmp_path / "published")
+    expected = load(tmp_path / "published")
     (tmp_path / "memory").mkdir()
     config = (tmp_path / "published" / "config.json").read_text()
     (tmp_path / "memory" / "config.json").write_text(config)
     save_file(peer.state_dict(), tmp_path / "memory" / "model.safetensors")
     names = list(peer.state_dict())
     assert any(name.startswith("model.language_model.") for name in names)
-    loaded = load_qwen2_5_vl(tmp_path / "memory")
+    loaded = load(tmp_path / "memory")
     jax.tree.map(np.testing.assert_array_equal, loaded.params, expected.params)

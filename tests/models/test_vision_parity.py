@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from tiny_vision import random_rows
 
-from geomjax.models import qwen2_5_vl_hf
 from geomjax.models.hf import insert, leaf
 from geomjax.models.vision import VisionTower
 from geomjax.models.vision_config import vision_config
 from geomjax.models.vision_layout import arrange
+from geomjax.models.vision_rules import VISION as RULES
 
 pytest.importorskip("torch", reason="needs PyTorch: the parity extra")
 
@@ -37,10 +37,10 @@ def vision_params(peer, config):
     shapes = VisionTower(config).shapes
     tensors = dict(peer.model.visual.named_parameters())
     params = {}
-    for rule in qwen2_5_vl_hf.VISION:
+    for rule in RULES:
         pattern = rule.hf_pattern.removeprefix("visual.")
         if rule.role.stack_depth:
-            names = [pattern.format(layer=i) for i in range(config.depth)]
+            names = [pattern.format(block=i) for i in range(config.depth)]
             array = np.stack([tensors[name].detach() for name in names])
         else:
             array = tensors[pattern].detach().numpy()

@@ -10,9 +10,9 @@ from tiny_vision import random_rows
 
 from geomjax.data.placeholders import expand_placeholders
 from geomjax.models.config import DecoderConfig
+from geomjax.models.load import make_model
 from geomjax.models.qwen2_5_vl import place_images
 from geomjax.models.qwen2_5_vl_config import Qwen25VLConfig
-from geomjax.models.qwen2_5_vl_load import make_qwen2_5_vl
 from geomjax.models.vision_config import VisionConfig
 
 IMAGE, VIDEO, START, END = 30, 31, 32, 33
@@ -51,7 +51,7 @@ CONFIG = Qwen25VLConfig(
     image_token=IMAGE,
     video_token=VIDEO,
 )
-MODEL = make_qwen2_5_vl(CONFIG, CONFIG.text.vocab_size)
+MODEL = make_model(CONFIG)
 
 # Text is a number of tokens, an image a grid: one image, several, none, only one.
 PROMPTS = [
