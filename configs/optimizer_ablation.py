@@ -5,7 +5,8 @@ r"""On-policy distillation with AdamW, SGD and subnetwork masks (P1, Figure 3).
         --config=configs/optimizer_ablation.py:smoke
 
 Variants: `default` (the tiny world, minutes on 2 CPU cores), `smoke` (under a minute),
-`sweep` (learning rates chosen on the validation split).
+`sweep` (learning rates chosen on the validation split), `optimizers` (nine optimizers
+without masks and one by import path, each at the best of four rates).
 
 P1 = arXiv 2606.13657. "ours" marks what the paper does not give, or what the tiny world
 changes; the README lists all of it.
@@ -122,6 +123,50 @@ def get_config(variant: str = "default") -> ml_collections.ConfigDict:
     elif variant == "sweep":
         config.optimizers.adamw.learning_rates = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
         config.optimizers.sgd.learning_rates = (1e-3, 3e-3, 1e-2)
+    elif variant == "optimizers":
+        config.optimizers = _optimizers(config.optimizers.adamw.options.to_dict())
+        config.arms = {
+            name: {"optimizer": name, "mask": "none"} for name in config.optimizers
+        }
     elif variant != "default":
-        raise ValueError(f"variant {variant!r}; known: default, smoke, sweep")
+        raise ValueError(
+            f"variant {variant!r}; known: default, smoke, sweep, optimizers"
+        )
     return config
+
+
+def _optimizers(adamw: dict) -> dict[str, dict]:
+    """Every optimizer of the variant `optimizers`, with four rates each.
+
+    All of it is ours: P1 compares AdamW and SGD at one rate each. Grids span a factor
+    of about thirty around the size of step that suited AdamW in the sweep. Clipping is
+    that of `adamw`, save for SGD, whose clipped form would be another method.
+    """
+    moments = {name: adamw[name] for name in ("b1", "b2", "eps")}
+    fine, medium, coarse = (
+        (1e-5, 3e-5, 1e-4, 3e-4),
+        (3e-5, 1e-4, 3e-4, 1e-3),
+        (3e-4, 1e-3, 3e-3, 1e-2),
+    )
+    table = {
+        "adamw": ("adamw", medium, 1.0, adamw),
+        "adam": ("adam", medium, 1.0, moments),
+        "sgd": ("sgd", coarse, 0.0, {}),
+        "sgd_momentum": ("sgd", medium, 0.0, {"momentum": 0.9}),
+        "rmsprop": ("rmsprop", medium, 1.0, {"decay": 0.999, "eps": 1e-8}),
+        "adagrad": ("adagrad", (1e-3, 3e-3, 1e-2, 3e-2), 1.0, {}),
+        "lamb": ("lamb", coarse, 1.0, {}),
+        "lion": ("lion", fine, 1.0, {}),
+        "muon": ("muon", coarse, 1.0, {}),
+        # A transform of somebody else's, as yours would be.
+        "adopt": ("optax.contrib:adopt", medium, 1.0, {}),
+    }
+    return {
+        name: {
+            "transform": transform,
+            "learning_rates": rates,
+            "clip_norm": clip_norm,
+            "options": options,
+        }
+        for name, (transform, rates, clip_norm, options) in table.items()
+    }

@@ -11,6 +11,9 @@ from configs.optimizer_ablation import get_config
 from experiments.ablation.arms import read_arms
 from experiments.common.world import TINY_WORLD
 from geomjax.data.batches import make_batches
+from geomjax.models import hf
+from geomjax.models.load import load
+from geomjax.optim.build import OptimizerSpec, build
 from geomjax.optim.mask_file import load_mask, read_provenance
 from geomjax.train.log import read_rows
 
@@ -398,3 +401,34 @@ def test_variants():
         assert variant.mask_density == default.mask_density == 0.175
     with pytest.raises(ValueError, match="known: default, smoke, sweep"):
         get_config("swep")
+
+
+@pytest.mark.parametrize("name", get_config("optimizers").optimizers)
+def test_every_optimizer_of_the_comparison_takes_a_step(name):
+    """Each builds with the roles of the model and moves every leaf by a finite step."""
+    anchor = load(TINY_WORLD / "anchor")
+    params = anchor.params
+    optimizer = get_config("optimizers").optimizers[name]
+    tx = build(
+        OptimizerSpec(
+            name=optimizer.transform,
+            learning_rate=optimizer.learning_rates[0],
+            clip_norm=optimizer.clip_norm or None,
+            kwargs=optimizer.options.to_dict(),
+        ),
+        hf.roles(anchor.model.config),
+    )
+    gradients = jax.tree.map(lambda w: 0.1 * w + 0.01, params)
+    updates, _ = jax.jit(tx.update)(gradients, tx.init(params), params)
+    for update, weight in zip(*map(jax.tree.leaves, (updates, params)), strict=True):
+        assert np.isfinite(update).all()
+        assert 0 < np.abs(update).max() < np.abs(weight).max()
+
+
+def test_the_comparison_gives_every_optimizer_as_many_rates():
+    arms = read_arms(get_config("optimizers"))
+    assert {len(arm.learning_rates) for arm in arms} == {4}
+    assert {"sgd_momentum", "rmsprop", "adagrad", "lamb", "lion", "muon"} <= {
+        arm.name for arm in arms
+    }
+    assert {arm.mask for arm in arms} == {"none"}
