@@ -22,6 +22,8 @@ class Batch(NamedTuple):
         `sum(weights * token_loss)` and the losses of micro-batches simply add.
       behaviour_log_probs: `[B, R]` float32, log-probability with which each of these
         was sampled; 0 where it was not sampled.
+      advantages: `[B, R]` float32, constant, for the objectives that take them; None
+        otherwise.
     """
 
     tokens: Int[Array, "B S"]
@@ -29,6 +31,7 @@ class Batch(NamedTuple):
     segment_ids: Int[Array, "B S"]
     weights: Float[Array, "B R"]
     behaviour_log_probs: Float[Array, "B R"]
+    advantages: Float[Array, "B R"] | None = None
 
 
 Metrics = dict[str, Float[Array, ""]]
@@ -61,13 +64,16 @@ def shift_targets(batch: Batch) -> tuple[Int[Array, "B s"], Batch]:
     """The tokens that are targets, s = min(R, S - 1): the first slot can be none.
 
     Returns:
-      The targets `[B, s]`, and the batch with `weights` and `behaviour_log_probs` of
-      those targets; `target_hidden` gives the hidden states that predict them.
+      The targets `[B, s]`, and the batch with `weights`, `behaviour_log_probs` and
+      `advantages` of those targets; `target_hidden` gives the hidden states that
+      predict them.
     """
     count = _target_count(batch)
+    advantages = batch.advantages
     return batch.tokens[:, -count:], batch._replace(
         weights=batch.weights[:, -count:],
         behaviour_log_probs=batch.behaviour_log_probs[:, -count:],
+        advantages=None if advantages is None else advantages[:, -count:],
     )
 
 

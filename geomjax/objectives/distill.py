@@ -1,7 +1,6 @@
 """On-policy distillation: sampled-token policy gradient and whole-vocabulary losses."""
 
 import jax
-import jax.numpy as jnp
 
 from geomjax.objectives.base import (
     Batch,
@@ -11,6 +10,7 @@ from geomjax.objectives.base import (
     weighted_sum,
 )
 from geomjax.objectives.divergence import Divergence
+from geomjax.objectives.surrogate import Clip, clipped_surrogate
 from geomjax.objectives.vocabulary import (
     DEFAULT_CHUNK_TOKENS,
     logits,
@@ -76,18 +76,10 @@ def sampled_token(
             temperature=temperature,
             chunk_tokens=chunk_tokens,
         )
-        # A padded slot's log-probability is arbitrary, and exp of it may overflow.
-        ratio = jnp.exp(jnp.where(weights != 0, log_probs - behaviour, 0.0))
-        clipped = jnp.clip(ratio, 1 - clip, 1 + clip)
-        surrogate = jnp.minimum(ratio * advantage, clipped * advantage)
-        metrics = {
-            "reverse_kl": weighted_sum(-advantage, weights),
-            "ratio": weighted_sum(ratio, weights),
-            "clip_fraction": weighted_sum(
-                (clipped * advantage < ratio * advantage).astype(jnp.float32), weights
-            ),
-        }
-        return -weighted_sum(surrogate, weights), metrics
+        loss, metrics = clipped_surrogate(
+            log_probs, behaviour, advantage, weights, Clip(clip, clip)
+        )
+        return loss, {"reverse_kl": weighted_sum(-advantage, weights), **metrics}
 
     return objective
 

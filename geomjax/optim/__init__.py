@@ -1,6 +1,13 @@
 """Optimizers over stacked layers: roles, masks, frozen groups, matrix-wise rules."""
 
 from geomjax.optim.apply import apply_updates
+from geomjax.optim.basis import (
+    leading_right_basis,
+    load_basis,
+    random_basis,
+    save_basis,
+)
+from geomjax.optim.bfloat16 import StoredState, stochastic_round, stored_bfloat16
 from geomjax.optim.build import OptimizerSpec, build
 from geomjax.optim.coordinate_mask import CoordinateMaskState, coordinate_mask
 from geomjax.optim.freeze import freeze, frozen_paths
@@ -16,6 +23,7 @@ from geomjax.optim.mask_select import (
 )
 from geomjax.optim.muon import muon
 from geomjax.optim.per_matrix import PerMatrixState, per_matrix
+from geomjax.optim.project import ProjectState, project_updates
 from geomjax.optim.promotion import standard_promotion
 from geomjax.optim.roles import Role, Roles, map_with_roles
 from geomjax.optim.schedules import learning_rate_schedule
@@ -28,8 +36,10 @@ __all__ = [
     "CoordinateMaskState",
     "OptimizerSpec",
     "PerMatrixState",
+    "ProjectState",
     "Role",
     "Roles",
+    "StoredState",
     "TopFraction",
     "adam_state_figures",
     "apply_updates",
@@ -39,18 +49,25 @@ __all__ = [
     "freeze",
     "frozen_paths",
     "lamb",
+    "leading_right_basis",
     "learning_rate_schedule",
+    "load_basis",
     "load_mask",
     "make",
     "map_with_roles",
     "matched_random_mask",
     "muon",
     "per_matrix",
+    "project_updates",
+    "random_basis",
     "random_mask",
     "read_provenance",
+    "save_basis",
     "save_mask",
     "source_mask",
     "standard_promotion",
+    "stochastic_round",
+    "stored_bfloat16",
     "threshold_mask",
     "top_fraction_mask",
 ]

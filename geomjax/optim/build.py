@@ -7,9 +7,11 @@ from typing import Any
 
 import optax
 
+from geomjax.optim.bfloat16 import stored_bfloat16
 from geomjax.optim.coordinate_mask import coordinate_mask
 from geomjax.optim.freeze import freeze
 from geomjax.optim.make import make
+from geomjax.optim.project import project_updates
 from geomjax.optim.roles import Roles
 from geomjax.optim.schedules import learning_rate_schedule
 
@@ -29,6 +31,8 @@ class OptimizerSpec:
       frozen: patterns of parameters to hold fixed, as in `freeze`.
       decay_kinds: kinds of parameter that weight decay applies to, None for all.
       kwargs: further keyword arguments of the optimizer, as in `make`.
+      stored: "nearest" or "stochastic" to round the parameters to bfloat16 after each
+        update, as in `stored_bfloat16`; None keeps float32 masters.
     """
 
     name: str
@@ -40,34 +44,45 @@ class OptimizerSpec:
     frozen: tuple[str, ...] = ()
     decay_kinds: tuple[str, ...] | None = None
     kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    stored: str | None = None
 
 
 def build(
-    spec: OptimizerSpec, roles: Roles, mask: Any = None
+    spec: OptimizerSpec, roles: Roles, mask: Any = None, basis: Any = None
 ) -> optax.GradientTransformation:
     """Builds the transform that a description stands for.
 
     The order, from the outside in:
 
-        coordinate_mask(mask, freeze(spec.frozen, chain(clip, optimizer)))
+        stored_bfloat16(spec.stored, coordinate_mask(mask, project_updates(
+            basis, roles, freeze(spec.frozen, chain(clip, optimizer)))))
 
-    Gradients meet the mask first, lose the frozen parameters, are clipped by the global
-    norm of what is left, and then reach the optimizer; its update, weight decay
-    included, is masked again on the way out. A part that is not asked for is absent.
+    Gradients meet the mask or the basis first, lose the frozen parameters, are clipped
+    by the global norm of what is left, and then reach the optimizer; its update, weight
+    decay included, is masked or projected again on the way out. A part that is not
+    asked for is absent. Of mask, basis and rounding, a basis stands alone: the others
+    would take the parameters out of its subspace.
 
     Args:
       spec: the description.
       roles: the role table of the model.
       mask: as in `coordinate_mask`; None trains all coordinates. Runs that differ in
         the values of their masks alone share one compiled step.
+      basis: as in `project_updates`; None trains all directions. Likewise.
 
     Returns:
       The transform. Apply its updates with `geomjax.optim.apply_updates`.
 
     Raises:
-      ValueError: a bad name, keyword, schedule, pattern or clipping norm; from `init`,
-        patterns and masks that do not fit the parameters.
+      ValueError: a bad name, keyword, schedule, pattern, clipping norm or rounding, or
+        a basis beside a mask or rounding; from `init`, patterns, masks and bases that
+        do not fit the parameters.
     """
+    if basis is not None and (mask is not None or spec.stored is not None):
+        raise ValueError(
+            "a basis constrains whole directions; a mask or rounding to bfloat16 would "
+            "leave its subspace. Give it alone"
+        )
     schedule = learning_rate_schedule(
         spec.schedule,
         spec.learning_rate,
@@ -90,6 +105,10 @@ def build(
         tx = optax.chain(optax.clip_by_global_norm(spec.clip_norm), tx)
     if spec.frozen:
         tx = freeze(spec.frozen, tx)
+    if basis is not None:
+        tx = project_updates(basis, roles, tx)
     if mask is not None:
         tx = coordinate_mask(mask, tx)
+    if spec.stored is not None:
+        tx = stored_bfloat16(spec.stored, tx)
     return tx

@@ -14,12 +14,21 @@ from geomjax.optim import (
     lamb,
     muon,
     per_matrix,
+    project_updates,
+    random_basis,
     standard_promotion,
 )
 
 
 def _adamw():
     return standard_promotion(optax.adamw(1e-2, weight_decay=0.1))
+
+
+def _projected(roles, mask):
+    """A basis that differs with the mask, as the mask does with its seed."""
+    key = jax.random.key(sum(int(m.sum()) for m in jax.tree.leaves(mask)))
+    basis = random_basis(key, mask, 2, roles)
+    return project_updates(basis, roles, _adamw())
 
 
 # Each row makes its transform from the roles and a mask; the mask is the one thing that
@@ -32,6 +41,7 @@ TRANSFORMS = {
     ),
     "lamb": lambda roles, mask: standard_promotion(lamb(1e-2, roles=roles)),
     "muon": lambda roles, mask: standard_promotion(muon(1e-2, roles=roles)),
+    "project_updates": lambda roles, mask: _projected(roles, mask),
     "build_adamw": lambda roles, mask: build(
         OptimizerSpec(
             name="adamw",

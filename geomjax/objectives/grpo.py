@@ -1,0 +1,71 @@
+"""Group-relative advantages of a verifiable reward (GRPO), and what they weigh."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+_EPSILON = 1e-6
+
+
+class GroupAdvantages(NamedTuple):
+    """Advantages of the rows of a rollout.
+
+    Attributes:
+      advantages: `[B]` float32; 0 in groups without contrast.
+      contrast: `[B]` bool, whether the rewards of the row's group differ.
+    """
+
+    advantages: Float[Array, " B"]
+    contrast: Bool[Array, " B"]
+
+
+def group_advantages(rewards: Float[Array, " B"], group_size: int) -> GroupAdvantages:
+    """Rewards normalised within their group, P1 eq. (7).
+
+    `A_i = (r_i - mean(r)) / (std(r) + 1e-6)` over the n completions of one prompt, with
+    the standard deviation of a sample (division by n - 1), as verl computes it; neither
+    P1 nor P2 says which. A group whose rewards are all equal teaches nothing: its rows
+    are marked, so that they can be left out and counted (the dynamic filtering of P2
+    and DAPO, which draws other prompts in their place; here the batch shrinks instead).
+
+    Args:
+      rewards: Rewards, the n rows of a prompt adjacent.
+      group_size: n, completions of a prompt.
+
+    Returns:
+      Advantages and contrast.
+
+    Raises:
+      ValueError: Groups of one, which have no contrast by construction, or rows that do
+        not make whole groups.
+    """
+    if group_size < 2:
+        raise ValueError(
+            f"groups have {group_size} completion; GRPO compares the completions of a "
+            "prompt, so samples_per_prompt must be 2 or more"
+        )
+    if rewards.shape[0] % group_size:
+        raise ValueError(
+            f"{rewards.shape[0]} rewards do not make whole groups of {group_size}"
+        )
+    groups = rewards.reshape(-1, group_size)
+    mean = groups.mean(axis=1, keepdims=True)
+    deviation = jnp.std(groups, axis=1, ddof=1, keepdims=True)
+    contrast = (groups != groups[:, :1]).any(axis=1, keepdims=True)
+    advantages = jnp.where(contrast, (groups - mean) / (deviation + _EPSILON), 0.0)
+    return GroupAdvantages(
+        advantages.reshape(-1), jnp.broadcast_to(contrast, groups.shape).reshape(-1)
+    )
+
+
+def sequence_mean(completion: Bool[Array, "B S"]) -> Float[Array, "B S"]:
+    """Weights `1 / |y_i|` on the targets of each row, summing to one over all rows.
+
+    P1 eq. (7); `token_mean`, with which long completions count for more, is what P2's
+    and DAPO's runs use. Rows without a target have no weight.
+    """
+    target = completion.at[:, 0].set(False).astype(jnp.float32)
+    lengths = target.sum(axis=1, keepdims=True)
+    rows = (lengths > 0).sum().astype(jnp.float32)
+    return target / jnp.maximum(lengths, 1.0) / jnp.maximum(rows, 1.0)
