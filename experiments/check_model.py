@@ -2,14 +2,17 @@
 
     python -m experiments.check_model --checkpoint=DIR [--json=FILE]
 
-DIR is a folder in the Hugging Face layout, or the name of a repository on the hub. On
-random tokens in ragged rows, all in float32:
+DIR is a folder in the Hugging Face layout, or the name of a repository on the hub, of
+any family that geomjax knows. On random tokens in ragged rows, all in float32:
 
     logits      those of transformers against ours: largest difference, relative to the
                 largest logit, and largest KL of a position (needs the parity extra)
     cache       prefill and decoding, token by token, against one full pass
     round trip  every tensor as it would be exported, in its stored dtype, bit for bit
     tokenizer   each of its ids has a row of the embedding
+
+Of a model that sees, the first two are made a second time, on rows with two images, one
+and none.
 
 The exit status is 2 if a check fails. One that cannot be made, because PyTorch or a
 class of transformers is missing, is shown as skipped and does not fail.
@@ -20,7 +23,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +31,14 @@ import numpy as np
 from absl import flags
 
 from experiments.common import cli
+from experiments.common.check_rows import Rows, ragged_rows, rows_with_images
 from experiments.common.environment import environment
 from experiments.peers import transformers_logits
 from geomjax.checkpoints import open_source
 from geomjax.data.tokenizers import load_tokenizer, tokenizer_size
 from geomjax.models import hf
 from geomjax.models.load import Loaded, checkpoint_directory, load
+from geomjax.models.qwen2_5_vl import Qwen25VL, place_images
 
 FAILED_STATUS = 2
 MAX_DIFFERENCE = 1e-4
@@ -54,14 +59,6 @@ class Check(NamedTuple):
     name: str
     found: str
     passed: bool | None
-
-
-class Rows(NamedTuple):
-    """Ragged rows of random tokens, `[B, T]` each."""
-
-    tokens: np.ndarray
-    positions: np.ndarray
-    segment_ids: np.ndarray
 
 
 def define_flags() -> None:
@@ -112,49 +109,71 @@ def check_model(directory: Path, length: int, seed: int) -> list[Check]:
       ValueError: The checkpoint cannot be loaded.
     """
     loaded = load(directory)
-    rows = ragged_rows(loaded.model.vocab_size, length, seed)
-    ours = full_logits(loaded, rows)
+    model = loaded.model
     count = sum(leaf.size for leaf in jax.tree.leaves(loaded.params))
-    return [
-        Check("architecture", loaded.model.config.architecture, True),
+    checks = [
+        Check("architecture", model.config.architecture, True),
         Check("parameters", f"{count:,}", True),
-        *compare_with_transformers(directory, rows, ours),
-        check_cache(loaded, rows, ours),
+    ]
+    for kind, rows in rows_for(loaded, length, seed).items():
+        ours = full_logits(loaded, rows)
+        about = [
+            *compare_with_transformers(directory, rows, ours),
+            check_cache(loaded, rows, ours),
+        ]
+        checks += [check._replace(name=check.name + kind) for check in about]
+    return [
+        *checks,
         check_round_trip(directory, loaded),
         check_tokenizer(directory, loaded),
     ]
 
 
-def ragged_rows(vocab_size: int, length: int, seed: int) -> Rows:
-    """One full row, one padded on the left, one on the right."""
-    generator = np.random.default_rng(seed)
-    tokens = generator.integers(0, vocab_size, (3, length)).astype(np.int32)
-    segment_ids = np.ones((3, length), np.int32)
-    segment_ids[1, : length // 4] = 0
-    segment_ids[2, length - length // 4 :] = 0
-    positions = np.maximum(np.cumsum(segment_ids, axis=1) - 1, 0).astype(np.int32)
-    return Rows(tokens, positions, segment_ids)
+def rows_for(loaded: Loaded, length: int, seed: int) -> dict[str, Rows]:
+    """What a model is compared on, by what its checks are called after their names."""
+    model = loaded.model
+    if not isinstance(model, Qwen25VL):
+        return {"": ragged_rows(model.vocab_size, length, seed)}
+    placeholders = (model.config.image_token, model.config.video_token)
+    return {
+        ", text": ragged_rows(model.vocab_size, length, seed, placeholders),
+        ", images": rows_with_images(model.config, model.vocab_size, seed),
+    }
+
+
+def _inputs(loaded: Loaded, rows: Rows) -> tuple[Any, list[jax.Array], Any]:
+    """A function from images to the model of the rows, the rows, and the images."""
+    arrays = [jnp.asarray(array) for array in rows[:3]]
+    model = loaded.model
+    if rows.images is None or not isinstance(model, Qwen25VL):
+        return (lambda _: model), arrays, None
+    images = place_images(model.config, rows.prompts, rows.images)
+    return model.with_images, arrays, jax.tree.map(jnp.asarray, images)
 
 
 def full_logits(loaded: Loaded, rows: Rows) -> np.ndarray:
     """Our logits of the real tokens, `[M, V]`, from one full pass."""
-    hidden = jax.jit(loaded.model.apply)(loaded.params, *map(jnp.asarray, rows))
-    return _logits(loaded, hidden, rows)
+    model, arrays, images = _inputs(loaded, rows)
+    apply = jax.jit(lambda params, images, *x: model(images).apply(params, *x))
+    return _logits(loaded, apply(loaded.params, images, *arrays), rows)
 
 
 def cached_logits(loaded: Loaded, rows: Rows) -> np.ndarray:
-    """The same by prefill of half of each row and decoding of the rest."""
-    model, params = loaded
+    """The same by prefill of the first half, with all images, and decoding."""
+    model, arrays, images = _inputs(loaded, rows)
     length = rows.tokens.shape[1]
     prompt = length // 2
-    split = jax.jit(model.split_layers)(params)
-    prefill = jax.jit(model.prefill, static_argnums=4)
-    decode = jax.jit(model.decode)
-    arrays = [jnp.asarray(array) for array in rows]
-    hidden, cache = prefill(split, *(a[:, :prompt] for a in arrays), length)
+    if images is not None:
+        prompt = max(prompt, rows.last_image_slot + 1)
+    split = jax.jit(loaded.model.split_layers)(loaded.params)
+    prefill = jax.jit(
+        lambda params, images, *x: model(images).prefill(params, *x, length)
+    )
+    decode = jax.jit(lambda params, images, *x: model(images).decode(params, *x))
+    hidden, cache = prefill(split, images, *(a[:, :prompt] for a in arrays))
     states = [hidden]
     for t in range(prompt, length):
-        hidden, cache = decode(split, *(a[:, t] for a in arrays), cache)
+        hidden, cache = decode(split, images, *(a[:, t] for a in arrays), cache)
         states.append(hidden[:, None])
     return _logits(loaded, jnp.concatenate(states, axis=1), rows)
 
@@ -174,7 +193,7 @@ def compare_with_transformers(
     if reason is not None:
         yield Check("logits against transformers", reason, None)
         return
-    logits = transformers_logits.transformers_logits(directory, *rows)
+    logits = transformers_logits.transformers_logits(directory, rows)
     theirs = logits[rows.segment_ids != 0]
     yield difference("logits against transformers", ours, theirs)
     kl = divergence(theirs, ours)
@@ -209,7 +228,7 @@ def divergence(logits: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 def check_round_trip(directory: Path, loaded: Loaded) -> Check:
     """Every tensor as export would write it, in its stored dtype, against its bits."""
-    source = open_source(directory)
+    source = hf.published(open_source(directory), loaded.model.config)
     digest = hashlib.sha256()
     changed = []
     for name, tensor in hf.to_hf(loaded.params, loaded.model.config):

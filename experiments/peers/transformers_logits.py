@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import transformers
 
+from experiments.common.check_rows import Rows
 from geomjax.models.fields import read_config
 
 
@@ -26,21 +27,14 @@ def missing(directory: Path) -> str | None:
     return None
 
 
-def transformers_logits(
-    directory: Path,
-    tokens: np.ndarray,
-    positions: np.ndarray,
-    segment_ids: np.ndarray,
-) -> np.ndarray:
+def transformers_logits(directory: Path, rows: Rows) -> np.ndarray:
     """Logits of every slot; those at padding mean nothing.
 
     No code of the checkpoint is executed.
 
     Args:
       directory: Folder of the checkpoint.
-      tokens: Token ids `[B, T]`.
-      positions: Place of each token in its own sequence.
-      segment_ids: 1, and 0 for padding.
+      rows: Token ids, and images where the model sees.
 
     Returns:
       float32 `[B, T, V]`, V as stored.
@@ -59,12 +53,21 @@ def transformers_logits(
         attn_implementation="eager",
         trust_remote_code=False,
     )
+    inputs = {
+        "input_ids": torch.tensor(rows.tokens, dtype=torch.long),
+        "attention_mask": torch.tensor(rows.segment_ids, dtype=torch.long),
+    }
+    if rows.images is None:
+        inputs["position_ids"] = torch.tensor(rows.positions, dtype=torch.long)
+    else:  # The model makes the positions of images itself.
+        images = [image for row in rows.images for image in row]
+        values = np.concatenate([image.values for image in images])
+        placeholder = model.config.image_token_id
+        inputs["pixel_values"] = torch.tensor(values)
+        inputs["image_grid_thw"] = torch.tensor([image.grid for image in images])
+        inputs["mm_token_type_ids"] = torch.tensor(rows.tokens == placeholder).int()
     with torch.inference_mode():
-        out = model.eval()(
-            input_ids=torch.tensor(tokens, dtype=torch.long),
-            position_ids=torch.tensor(positions, dtype=torch.long),
-            attention_mask=torch.tensor(segment_ids, dtype=torch.long),
-        )
+        out = model.eval()(**inputs)
     return np.asarray(out.logits.numpy(), np.float32)
 
 

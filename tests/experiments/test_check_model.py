@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 
 from experiments import check_model
-from experiments.check_model import FAILED_STATUS, ragged_rows
+from experiments.check_model import FAILED_STATUS
+from experiments.common.check_rows import ragged_rows, rows_with_images
 from experiments.common.world import TINY_WORLD
 from experiments.peers import transformers_logits
 from geomjax.models.load import Loaded, load
 
 GOLDEN = Path(__file__).parents[1] / "models" / "golden"
 MOE, MINICPM = GOLDEN / "qwen3_moe", GOLDEN / "minicpm"
+VL = GOLDEN.parent / "golden_vl"
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +47,59 @@ def test_rows_are_padded_on_either_side():
     assert rows.tokens.max() < 24
 
 
+def test_rows_without_some_ids_hold_none_of_them():
+    rows = ragged_rows(4, 64, seed=0, without=(0, 2))
+    assert set(np.unique(rows.tokens)) == {1, 3}
+
+
+def test_rows_with_images_hold_a_placeholder_for_each_token():
+    config = load(VL).model.config
+    rows = rows_with_images(config, config.text.vocab_size, seed=0)
+    placeholders = (rows.tokens == config.image_token) & (rows.segment_ids != 0)
+    np.testing.assert_array_equal(placeholders.sum(axis=1), [2 * 3 + 1, 3 * 2, 0])
+    assert [len(row) for row in rows.images] == [2, 1, 0]
+    assert not (rows.tokens == config.video_token).any()
+    np.testing.assert_array_equal(rows.segment_ids[0], 1)
+    assert rows.segment_ids[1, 0] == rows.segment_ids[2, -1] == 0
+
+
 def test_divergence_worked_by_hand():
     logits, other = np.log([[0.5, 0.5]]), np.log([[0.25, 0.75]])
     expected = 0.5 * np.log(2) + 0.5 * np.log(2 / 3)
     np.testing.assert_allclose(check_model.divergence(logits, other), [expected])
     np.testing.assert_allclose(check_model.divergence(logits, logits + 3), [0])
+
+
+@pytest.mark.parametrize(
+    "directory", [*sorted(GOLDEN.iterdir()), VL], ids=lambda path: path.name
+)
+def test_a_checkpoint_of_every_family_passes(directory):
+    """Against transformers where PyTorch is there; the cache and the bits anyway."""
+    found = check_model.check_model(directory, 8, 0)
+    checks = {check.name: check.passed for check in found}
+    kinds = [", text", ", images"] if directory == VL else [""]
+    compared = importlib.util.find_spec("torch") and directory != MINICPM
+    for kind in kinds:
+        assert checks.pop(f"logits against transformers{kind}") is (
+            True if compared else None
+        )
+        assert checks.pop(f"KL of a position{kind}", True) is True
+        assert checks.pop(f"cached decoding{kind}") is True
+    assert checks.pop("round trip") is True
+    assert checks.pop("tokenizer") is None
+    assert checks == {"architecture": True, "parameters": True}
+
+
+def test_images_that_are_read_wrongly_fail():
+    """A tower whose rotary base is another one computes another function."""
+    loaded = load(VL)
+    rows = check_model.rows_for(loaded, 8, 0)[", images"]
+    full = check_model.full_logits(loaded, rows)
+    vision = dataclasses.replace(loaded.model.vision.config, rope_theta=2.0)
+    tower = dataclasses.replace(loaded.model.vision, config=vision)
+    wrong = Loaded(dataclasses.replace(loaded.model, vision=tower), loaded.params)
+    assert check_model.check_cache(loaded, rows, full).passed is True
+    assert check_model.check_cache(wrong, rows, full).passed is False
 
 
 @pytest.mark.parity
@@ -118,7 +168,7 @@ def test_what_cannot_be_compared_is_skipped_with_its_reason(checkpoint, monkeypa
     assert check.passed is None
     assert reason in check.found
     with pytest.raises(ValueError, match=reason):
-        transformers_logits.transformers_logits(checkpoint, None, None, None)
+        transformers_logits.transformers_logits(checkpoint, None)
 
 
 def test_a_tokenizer_larger_than_the_embedding_fails(tmp_path):
