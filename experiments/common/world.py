@@ -12,7 +12,7 @@ from geomjax.data.prompts import Example, read_prompts
 from geomjax.data.same_tokenizer import require_same_tokenizer
 from geomjax.data.splits import split_examples
 from geomjax.data.tokenizers import load_tokenizer, stop_token_ids, tokenizer_size
-from geomjax.models.load import Loaded, load
+from geomjax.models.load import Loaded, checkpoint_directory, load
 from geomjax.train.step import Sampling
 
 TINY_WORLD = Path(__file__).parent.parent / "artifacts" / "tiny_world"
@@ -46,10 +46,13 @@ class World(NamedTuple):
 
 
 def locate(config: ml_collections.ConfigDict) -> tuple[Path, Path, Path]:
-    """Paths of student, teacher and prompts; an empty one is the tiny world's."""
+    """Paths of student, teacher and prompts; an empty one is the tiny world's.
+
+    A checkpoint that is named by its repository on the hub is downloaded.
+    """
     return (
-        Path(config.student or TINY_WORLD / "anchor"),
-        Path(config.teacher or TINY_WORLD / "teacher"),
+        checkpoint_directory(config.student or TINY_WORLD / "anchor"),
+        checkpoint_directory(config.teacher or TINY_WORLD / "teacher"),
         Path(config.prompts or TINY_WORLD / "prompts.jsonl"),
     )
 

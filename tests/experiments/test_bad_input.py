@@ -460,7 +460,7 @@ def command_line(*arguments):
     [
         ("--config.nosuch=1", "error: the configuration has no field 'nosuch'"),
         ("--config=configs/optimizer_ablation.py:nosuch", "error: variant 'nosuch'"),
-        ("--config.student=/nowhere", "error: tokenizer: /nowhere is not a directory"),
+        ("--config.student=/nowhere", "/nowhere:\n  - no such file or folder"),
         (
             "--config.mask_density=2.0",
             "error: the configuration:\n  mask_density is 2.0",

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from hf_folders import PADDED, TEXT, bpe_tokenizer, save_model
+from transformers import AutoTokenizer
 
 from configs.optimizer_ablation import get_config
 from experiments import optimizer_ablation
@@ -18,60 +18,10 @@ torch = pytest.importorskip("torch", reason="needs PyTorch: the parity extra")
 
 from transformers import (  # noqa: E402  (torch must be there)
     AutoModelForCausalLM,
-    Qwen3Config,
     Qwen3ForCausalLM,
 )
 
 pytestmark = pytest.mark.parity
-
-TEXT = [
-    "A ship sails at nine and arrives at four; how long does the voyage take?",
-    "Seven birds sit on a wire, and two of them fly away: how many remain?",
-    "The train covers sixty miles an hour, and the road is ninety miles long.",
-]
-TEMPLATE = (
-    "{% for message in messages %}<s>{{ message.role }}\n{{ message.content }}<e>\n"
-    "{% endfor %}{% if add_generation_prompt %}<s>assistant\n{% endif %}"
-)
-PADDED = 16
-"""Rows of the embeddings beyond the tokenizer's size."""
-"""Metrics that the report shows; the others take long to compile."""
-
-
-def bpe_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE with a chat template, as Qwen's but smaller."""
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<p>", "<s>", "<e>"],
-        show_progress=False,
-    )
-    backend.train_from_iterator(TEXT, trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<p>", eos_token="<e>"
-    )
-    tokenizer.chat_template = TEMPLATE
-    return tokenizer
-
-
-def save_model(folder: Path, tokenizer: PreTrainedTokenizerFast, **fields: Any) -> None:
-    torch.manual_seed(fields["hidden_size"])
-    config = Qwen3Config(
-        vocab_size=len(tokenizer) + PADDED,
-        num_hidden_layers=1,
-        num_key_value_heads=1,
-        head_dim=8,
-        max_position_embeddings=128,
-        initializer_range=0.2,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **fields,
-    )
-    Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 class Run(NamedTuple):
@@ -87,6 +37,8 @@ def run(tmp_path_factory) -> Run:
     save_model(
         folder / "student",
         tokenizer,
+        "Qwen3",
+        head_dim=8,
         hidden_size=16,
         intermediate_size=24,
         num_attention_heads=2,
@@ -95,6 +47,8 @@ def run(tmp_path_factory) -> Run:
     save_model(
         folder / "teacher",
         tokenizer,
+        "Qwen3",
+        head_dim=8,
         hidden_size=32,
         intermediate_size=40,
         num_attention_heads=4,
