@@ -190,14 +190,20 @@ class Runner:
         key = jax.random.key(seed)
 
         def advance(state, index):
-            batch = prompts.at(index)
-            draw = jax.random.fold_in(key, index)
+            batch = jax.device_put(prompts.at(index))
+            draw = jax.random.fold_in(key, jax.device_put(np.uint32(index)))
             return step(state, world.teacher.params, batch, draw)
 
         state = init_state(world.student.params, tx)
         with Pipeline(batch_at) as prompts:
             state = run(
-                directory, state, advance, self._evaluate, self.schedule, on_step
+                directory,
+                state,
+                advance,
+                self._evaluate,
+                self.schedule,
+                on_step,
+                data=prompts,
             )
         threshold = None if mask is None else mask.threshold
         trained = self._trained_share(mask)

@@ -1,30 +1,57 @@
 """Checkpoints of a training run: Orbax, asynchronous, and checked before use.
 
-Orbax writes each checkpoint under a temporary name and renames it when it is whole. Two
-gaps are closed here: a file that was truncated afterwards is found by its size before
-Orbax reads it, and a state whose shapes or dtypes differ is refused rather than cast.
+Orbax writes each checkpoint under a temporary name and renames it when it is whole.
+Three gaps are closed here: a file that was damaged afterwards is found by its size and
+checksum before Orbax reads it; a state whose shapes or dtypes differ is refused rather
+than cast; and so is one that another configuration has made. On several processes each
+writes and reads its own part, and all restore the same step.
 """
 
 import json
 import logging
 import os
 import re
+import time
+import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 
+from geomjax import hosts
 from geomjax.checkpoints.errors import CheckpointWriteError
 
 KEPT = 2
 """Checkpoints kept: the newest, and one to fall back on."""
 
-_LOGGER = logging.getLogger(__name__)
+CHECKSUMS = "checksums.json"
+"""In every checkpoint: size and CRC-32 of each of its files."""
+
+_STAMP = "_CHECKPOINT_METADATA"
+"""Orbax writes the time of the renaming into this one afterwards."""
+
+VISIBLE_S = 30.0
+"""How long a file that process 0 has listed may take to appear on another host."""
 
 _OS_ERROR_CODE = re.compile(r"os_error_code='(\d+)'")
+_CHUNK = 1 << 22
+_THREADS = 8
+
+
+class Restored(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+      state: The state, laid out as was asked.
+      extra: The JSON data saved with it.
+    """
+
+    state: Any
+    extra: Any
 
 
 class TrainCheckpoints:
@@ -36,29 +63,47 @@ class TrainCheckpoints:
         `restore`, newest first.
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, *, config_hash: str = "", keep: int = KEPT):
+        """Opens the folder, or makes it.
+
+        Args:
+          directory: The folder, the same in every process.
+          config_hash: Names the configuration: a checkpoint that was saved under
+            another one is not restored.
+          keep: Checkpoints kept; 2 or more leave one to fall back on.
+        """
         self.directory = directory.absolute()
         self.skipped: list[int] = []
         self._damaged: list[int] = []
-        self._sizes = self.directory / "sizes"
-        self._sizes.mkdir(parents=True, exist_ok=True)
-        self._unlisted: int | None = None
+        self._config_hash = config_hash
+        self._states = self.directory / "states"
+        self._states.mkdir(parents=True, exist_ok=True)
+        self._saving = 0
         # Orbax logs every save, of which a run makes hundreds, and several tracebacks
         # for one that fails, whose error it raises as well.
         logging.getLogger("absl").addFilter(_not_of_orbax)
-        self._manager = ocp.CheckpointManager(
-            self.directory / "states",
+        self._manager = _Manager(
+            self._states,
             # Named, as a process that has not saved yet finds no metadata without it.
-            item_handlers=ocp.StandardCheckpointHandler(),
-            options=ocp.CheckpointManagerOptions(max_to_keep=KEPT),
+            item_handlers={
+                "state": ocp.StandardCheckpointHandler(),
+                "record": ocp.JsonCheckpointHandler(),
+            },
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                async_options=ocp.options.AsyncOptions(
+                    post_finalization_callback=self._write_checksums
+                ),
+            ),
         )
 
-    def save(self, step: int, state: Any) -> None:
+    def save(self, step: int, state: Any, extra: Any = None) -> None:
         """Begins to save a state; the step before it is finished first.
 
         Args:
           step: The training steps done.
           state: A pytree of arrays; it may be donated when this returns.
+          extra: JSON data to be saved with it, the same in every process.
 
         Raises:
           ValueError: A later step is saved already.
@@ -68,54 +113,63 @@ class TrainCheckpoints:
         # Orbax saves no step before one that it has, and none twice.
         while self._damaged:
             self._manager.delete(self._damaged.pop())
+        self._saving = step
+        record = {"config_hash": self._config_hash, "extra": extra}
         with _os_errors(self.directory):
-            begun = self._manager.save(step, args=ocp.args.StandardSave(state))
+            begun = self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    record=ocp.args.JsonSave(record),
+                ),
+            )
         if not begun:
             raise ValueError(
                 f"step {step}: {self.directory} has step {self._manager.latest_step()} "
                 "already; restore it, or choose an empty folder"
             )
-        self._unlisted = step
 
     def wait(self) -> None:
-        """Returns when everything that was saved is on disk and listed.
+        """Returns when everything that was saved is on disk.
 
         Raises:
           OSError: The last save failed.
         """
-        step, self._unlisted = self._unlisted, None
         with _os_errors(self.directory):
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
-            if step is not None:
-                self._list(step)
 
-    def restore(self, like: Any) -> Any | None:
+    def restore(self, like: Any) -> Restored | None:
         """The newest whole state, or None where there is none.
 
         Damaged checkpoints that are newer are kept until the next save.
 
         Args:
-          like: A state with the shapes, dtypes and shardings to restore to.
+          like: A state, or `jax.ShapeDtypeStruct`s, with the shapes, dtypes and
+            shardings to restore to; they may be on another mesh than what was saved.
 
         Raises:
-          ValueError: The checkpoint's tree, shapes or dtypes are not those of `like`.
+          ValueError: The checkpoint's tree, shapes or dtypes are not those of `like`,
+            or it is of another configuration.
         """
         self.skipped, self._damaged = [], []
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        steps = hosts.on_main(lambda: sorted(self._manager.all_steps(), reverse=True))
+        for step in steps:
             if not self._whole(step):
                 self.skipped.append(step)
                 self._damaged.append(step)
-                _LOGGER.warning(
-                    "%s: the checkpoint of step %d is damaged or unfinished; "
-                    "looking for an earlier one",
-                    self.directory,
-                    step,
-                )
                 continue
+            self._check_config(step)
             self._check(step, like)
             abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-            return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+            found = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract),
+                    record=ocp.args.JsonRestore(),
+                ),
+            )
+            return Restored(found.state, found.record["extra"])
         return None
 
     def close(self) -> None:
@@ -125,39 +179,69 @@ class TrainCheckpoints:
         finally:
             self._manager.close()
 
-    def _list(self, step: int) -> None:
-        temporary = self._sizes / f".{step}.tmp"
-        temporary.write_text(json.dumps(self._measure(step)))
-        with temporary.open("rb") as file:
+    def _write_checksums(self) -> None:
+        """Adds the checksums to a checkpoint that is written and not yet renamed."""
+        name = str(self._saving)
+        # Where a folder cannot be renamed, as in a bucket, Orbax marks it instead.
+        folders = [*self._states.glob(f"{name}.*"), self._states / name]
+        folder = next(path for path in folders if path.is_dir())
+        files = sorted(
+            path for path in folder.rglob("*") if path.is_file() and path.name != _STAMP
+        )
+        with ThreadPoolExecutor(_THREADS) as pool:
+            found = dict(
+                zip(
+                    (path.relative_to(folder).as_posix() for path in files),
+                    pool.map(_checksum, files),
+                    strict=True,
+                )
+            )
+        with (folder / CHECKSUMS).open("w") as file:
+            json.dump(found, file)
+            file.flush()
             os.fsync(file.fileno())
-        temporary.replace(self._sizes / f"{step}.json")
-        kept = {str(kept) for kept in self._manager.all_steps()}
-        for path in self._sizes.glob("*.json"):
-            if path.stem not in kept:
-                path.unlink()
-
-    def _measure(self, step: int) -> dict[str, int]:
-        root = self.directory / "states" / str(step)
-        return {
-            str(path.relative_to(root)): path.stat().st_size
-            for path in sorted(root.rglob("*"))
-            if path.is_file()
-        }
 
     def _whole(self, step: int) -> bool:
-        """Whether the files of a step are there in their sizes.
+        """Whether the files of a step are as they were written.
 
-        A step that was killed between its commit and its listing counts as damaged: the
-        one before it leads to the same bits.
+        Each process reads its share of them, after which all know.
         """
-        try:
-            listed = json.loads((self._sizes / f"{step}.json").read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+        folder = self._states / str(step)
+
+        def listed() -> dict[str, list[int]] | None:
+            try:
+                json.loads((folder / _STAMP).read_text())
+                found = json.loads((folder / CHECKSUMS).read_text())
+            except (FileNotFoundError, ValueError):
+                return None
+            return found if isinstance(found, dict) else None
+
+        wanted = hosts.on_main(listed)
+        if wanted is None:
             return False
-        return listed == self._measure(step)
+        names = sorted(wanted)[hosts.index() :: hosts.count()]
+        patient = hosts.count() > 1
+        with ThreadPoolExecutor(_THREADS) as pool:
+            found = pool.map(
+                lambda name: _checksum_when_visible(folder / name, patient), names
+            )
+            good = all(
+                crc == wanted[name] for name, crc in zip(names, found, strict=True)
+            )
+        return all(hosts.gather(good))
+
+    def _check_config(self, step: int) -> None:
+        args = ocp.args.Composite(record=ocp.args.JsonRestore())
+        found = self._manager.restore(step, args=args).record["config_hash"]
+        if found != self._config_hash:
+            raise ValueError(
+                f"checkpoint {step} in {self.directory} was saved under another "
+                f"configuration (hash {found or 'none'}, now {self._config_hash}); "
+                "choose another folder, or run with the configuration it was begun with"
+            )
 
     def _check(self, step: int, like: Any) -> None:
-        found = self._manager.item_metadata(step)
+        found = self._manager.item_metadata(step)["state"]
 
         def table(tree: Any) -> dict[str, tuple]:
             flat, _ = jax.tree_util.tree_flatten_with_path(tree)
@@ -180,6 +264,39 @@ class TrainCheckpoints:
                 f"checkpoint {step} in {self.directory} is of another run:\n"
                 + "\n".join(wrong)
             )
+
+
+class _Manager(ocp.CheckpointManager):  # type: ignore[misc]
+    """Orbax's manager, which leaves preemption to the loop.
+
+    It would ask JAX's coordination service at every save under its own step number, and
+    so confuse those who count the loop's.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        """Never: the loop asks `hosts.preempted`."""
+        return False
+
+
+def _checksum(path: Path) -> list[int]:
+    """Size and CRC-32 of a file."""
+    size = crc = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            size, crc = size + len(chunk), zlib.crc32(chunk, crc)
+    return [size, crc]
+
+
+def _checksum_when_visible(path: Path, patient: bool) -> list[int] | None:
+    """The same, None without a file; `patient` allows it to come a little later."""
+    end = time.monotonic() + (VISIBLE_S if patient else 0.0)
+    while True:
+        try:
+            return _checksum(path)
+        except FileNotFoundError:
+            if time.monotonic() >= end:
+                return None
+            time.sleep(0.5)
 
 
 def _not_of_orbax(record: logging.LogRecord) -> bool:

@@ -12,7 +12,10 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
+from geomjax import hosts
+
 FILE = "metrics.jsonl"
+TIMING = "timing.jsonl"
 EVENTS = "tensorboard"
 
 
@@ -29,7 +32,8 @@ class MetricsLog:
     """Appends rows to `metrics.jsonl` and scalars to TensorBoard event files.
 
     Rows hold no times, so that the file of a run that was killed and resumed is the
-    same, byte for byte, as that of one that was not.
+    same, byte for byte, as that of one that was not. Times go to `timing.jsonl`, where
+    steps that were repeated have a row for each time. Process 0 writes for all.
     """
 
     def __init__(self, directory: Path, *, resume_step: int | None):
@@ -40,6 +44,11 @@ class MetricsLog:
           resume_step: Training steps done in the restored state, or None at the start
             of a run, when nothing is kept.
         """
+        self._updates = 0
+        self._evaluated: set[int] = set()
+        self._open = hosts.is_main()
+        if not self._open:
+            return
         directory.mkdir(parents=True, exist_ok=True)
         keep = -1 if resume_step is None else resume_step
         kept = [row for row in read_rows(directory) if row["step"] <= keep]
@@ -51,7 +60,9 @@ class MetricsLog:
             os.fsync(file.fileno())
         temporary.replace(path)
         self._file = path.open("a")
+        self._timing = (directory / TIMING).open("a")
         self._updates = max((row.get("update", 0) for row in kept), default=0)
+        self._evaluated |= {row["step"] for row in kept if row["kind"] == "eval"}
         purge_from = 0 if resume_step is None else self._updates + 1
         self._events = _open_events(directory / EVENTS, purge_from)
 
@@ -67,27 +78,45 @@ class MetricsLog:
         Raises:
           OSError: The disk is full.
         """
+        if not self._open:
+            return
         self._file.write(_line({"kind": kind, "step": step, **values}))
         self._updates = int(values.get("update", self._updates))
-        for name, value in values.items():
-            if name != "update":
-                summary = scalar(f"{kind}/{name}", value)
-                event = Event(
-                    step=self._updates, summary=summary, wall_time=time.time()
-                )
-                self._events.write_event(event)
+        self._show(kind, {n: v for n, v in values.items() if n != "update"})
         if kind == "eval":
             self._events.flush()
 
+    def write_timing(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds a row of times and speeds, of which no result depends on any."""
+        if self._open:
+            self._timing.write(_line({"step": step, **values}))
+            self._show("timing", values)
+
+    def evaluated(self, step: int) -> bool:
+        """Whether the rows kept at the start had an evaluation of a step."""
+        return step in self._evaluated
+
     def sync(self) -> None:
         """Returns when all rows are on disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        if self._open:
+            self._timing.flush()
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Syncs and closes the files."""
-        with self._file, contextlib.closing(self._events):
-            self.sync()
+        if self._open:
+            with self._file, self._timing, contextlib.closing(self._events):
+                self.sync()
+
+    def _show(self, kind: str, values: Mapping[str, float | int]) -> None:
+        for name, value in values.items():
+            event = Event(
+                step=self._updates,
+                summary=scalar(f"{kind}/{name}", value),
+                wall_time=time.time(),
+            )
+            self._events.write_event(event)
 
 
 def _open_events(directory: Path, purge_from: int) -> EventsWriter:

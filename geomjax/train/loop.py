@@ -1,20 +1,27 @@
 """The training loop: dispatch, read, evaluate, save, resume."""
 
+import logging
 import math
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 
-from geomjax.checkpoints.train_state import TrainCheckpoints
+from geomjax import hosts
+from geomjax.checkpoints.train_state import KEPT, TrainCheckpoints
 from geomjax.optim.roles import dotted, leaf_paths
-from geomjax.train.errors import NonFiniteError
-from geomjax.train.log import MetricsLog
+from geomjax.train.errors import NonFiniteError, Preempted
+from geomjax.train.log import EVENTS, MetricsLog
+from geomjax.train.preemption import PreemptionNotice
+from geomjax.train.profile import Profiler, ProfileSteps
 from geomjax.train.step import FINITE, StepMetrics, TrainState
+from geomjax.train.throughput import Stopwatch, Work, peak_flops, rates
 from geomjax.typing import Params
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class Schedule(NamedTuple):
@@ -25,11 +32,15 @@ class Schedule(NamedTuple):
       evaluate_every: Steps between evaluations; step 0 and the last are always
         evaluated.
       save_every: Steps between checkpoints; the last step is always saved.
+      keep: Checkpoints kept.
+      profile: Steps of which a trace is made.
     """
 
     num_steps: int
     evaluate_every: int
     save_every: int
+    keep: int = KEPT
+    profile: ProfileSteps | None = None
 
     def evaluates(self, step: int) -> bool:
         """Whether the state after `step` steps is evaluated."""
@@ -40,6 +51,20 @@ class Schedule(NamedTuple):
         return step % self.save_every == 0 or step == self.num_steps
 
 
+@runtime_checkable
+class DataIterator(Protocol):
+    """Where a run stands in its data, if the step's number does not say it.
+
+    grain's iterators are such; what they hand out is taken in `advance`.
+    """
+
+    def get_state(self) -> Any:
+        """The place of the next batch, JSON data."""
+
+    def set_state(self, state: Any) -> None:
+        """Goes to a place."""
+
+
 def run(
     directory: Path,
     state: TrainState,
@@ -47,74 +72,142 @@ def run(
     evaluate: Callable[[Params], dict[str, float]],
     schedule: Schedule,
     on_step: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+    *,
+    config_hash: str = "",
+    data: DataIterator | None = None,
+    work: Callable[[dict[str, np.ndarray]], Work] | None = None,
+    tell: Callable[[str], None] = _LOGGER.warning,
 ) -> TrainState:
     """Trains to the end of the schedule, from the newest checkpoint if there is one.
 
     Step N is dispatched before the metrics of step N - 1 are read, so the device never
-    waits for the host. What `advance` does at a step must be a function of the state
-    and the step's number alone; a run that is killed and started again then ends with
-    the same bits, in its parameters and in its metrics (same machine, jaxlib and number
-    of devices).
+    waits for the host. What `advance` does at a step must be a function of the state,
+    the step's number and the iterator's place alone; a run that is killed and started
+    again then ends with the same bits, in its parameters and in its metrics (same
+    machine, jaxlib and number of devices).
+
+    Several processes call this alike, with a state laid out over the devices of all:
+    each takes part in every step, evaluation and checkpoint, and process 0 writes.
 
     Args:
-      directory: The run's folder: checkpoints, `metrics.jsonl`, TensorBoard events.
-      state: The state before the first step; not used if a checkpoint is found. It is
-        donated.
+      directory: The run's folder: checkpoints, `metrics.jsonl`, `timing.jsonl`,
+        TensorBoard events.
+      state: The state before the first step; not used if a checkpoint is found, which
+        is restored as this one is laid out. It is donated.
       advance: Takes the state and the number of steps done, returns the new state and
-        metrics, one value an optimizer update.
+        metrics, one value an optimizer update. It moves data between host and device
+        by `jax.device_put` and `device_get` alone: transfers in passing, which would
+        wait for the device, raise an error.
       evaluate: From parameters to scalars.
       schedule: When to evaluate and save.
       on_step: Called after each step with the steps done and its scalars, for progress.
+      config_hash: Names the configuration; a checkpoint of another is refused.
+      data: The iterator whose place is saved with the state.
+      work: What a step did, from its metrics, for the speeds in `timing.jsonl`.
+      tell: Takes what a person should know.
 
     Returns:
       The final state.
 
     Raises:
+      Preempted: The process was told to end, by SIGTERM or SIGINT. The state after the
+        step is on disk.
       NonFiniteError: A loss, gradient or parameter is not finite; names the step and
         the tensors. The last good checkpoint is on disk.
       ValueError: The checkpoint found is of another run.
       OSError: The disk is full; the last good checkpoint is whole.
     """
-    with closing(TrainCheckpoints(directory / "checkpoints")) as checkpoints:
+    checkpoints = TrainCheckpoints(
+        directory / "checkpoints", config_hash=config_hash, keep=schedule.keep
+    )
+    with closing(checkpoints), PreemptionNotice() as notice:
         restored = checkpoints.restore(state)
-        start = 0 if restored is None else int(restored.step)
-        resume_step = None if restored is None else start
-        state = state if restored is None else restored
+        for step in checkpoints.skipped:
+            tell(
+                f"{checkpoints.directory}: the checkpoint of step {step} is damaged or "
+                "unfinished, and passed over for the one before"
+            )
+        resume_step = None
+        if restored is not None:
+            state, resume_step = restored.state, int(restored.state.step)
+            _go_to(data, restored.extra)
         del restored
-        with closing(MetricsLog(directory, resume_step=resume_step)) as log:
-            reader = _Reader(directory, log, checkpoints, on_step)
-            if start == 0:
-                log.write("eval", 0, evaluate(state.params))
+        log = MetricsLog(directory, resume_step=resume_step)
+        profiler = Profiler(directory / EVENTS, schedule.profile)
+        with closing(log), closing(profiler):
+            reader = _Reader(directory, log, checkpoints, on_step, work, state)
+            start = resume_step or 0
+            due = schedule.evaluates(start)
+            if due and not hosts.on_main(lambda: log.evaluated(start)):
+                log.write("eval", start, evaluate(state.params))
             for step in range(start, schedule.num_steps):
-                state, metrics = advance(state, step)
+                profiler.between(step, state)
+                with (
+                    jax.transfer_guard("disallow"),
+                    jax.profiler.StepTraceAnnotation("train", step_num=step),
+                ):
+                    state, metrics = advance(state, step)
                 reader.read_previous()
                 reader.pending = step + 1, metrics
                 done = step + 1
-                if schedule.evaluates(done) or schedule.saves(done):
+                stopping = notice.requested()
+                if stopping or schedule.evaluates(done) or schedule.saves(done):
                     reader.read_previous()
-                if schedule.evaluates(done):
+                if schedule.evaluates(done) and not stopping:
                     log.write("eval", done, evaluate(state.params))
-                if schedule.saves(done):
+                if schedule.saves(done) or stopping:
                     reader.check_params(done, state.params)
                     log.sync()
-                    checkpoints.save(done, state)
+                    checkpoints.save(done, state, _place(data))
+                if stopping:
+                    checkpoints.wait()
+                    raise Preempted(
+                        f"told to end; {directory} is saved at step {done}. Start the "
+                        "same again to go on from there"
+                    )
+            profiler.between(schedule.num_steps, state)
     return state
+
+
+def _place(data: DataIterator | None) -> list[Any] | None:
+    """Where every process stands in its data."""
+    return None if data is None else hosts.gather(data.get_state())
+
+
+def _go_to(data: DataIterator | None, places: list[Any] | None) -> None:
+    if data is None:
+        return
+    places = places or []
+    if places and all(place == places[0] for place in places):
+        places = [places[0]] * hosts.count()  # However many processes there are.
+    if len(places) != hosts.count():
+        raise ValueError(
+            f"the checkpoint holds the places of {len(places)} data iterators, "
+            f"but there are {hosts.count()} processes; resume with as many"
+        )
+    data.set_state(places[hosts.index()])
 
 
 class _Reader:
     """Reads a step's metrics once the next step is under way."""
 
-    def __init__(self, directory: Path, log: MetricsLog, checkpoints, on_step):
+    def __init__(self, directory, log, checkpoints, on_step, work, state: TrainState):
         self.pending: tuple[int, StepMetrics] | None = None
         self._directory, self._log = directory, log
-        self._checkpoints, self._on_step = checkpoints, on_step
+        self._checkpoints, self._on_step, self._work = checkpoints, on_step, work
+        devices = jax.tree.leaves(state)[0].sharding.device_set
+        self._devices = len(devices)
+        self._peak = peak_flops(next(iter(devices)).device_kind)
+        self._stopwatch = Stopwatch()
 
     def read_previous(self) -> None:
         """Logs the pending step; raises NonFiniteError if it went wrong."""
         if self.pending is None:
+            self._stopwatch.reset()  # An evaluation or a save has come between.
             return
         (step, metrics), self.pending = self.pending, None
         values = {name: np.asarray(v) for name, v in jax.device_get(metrics).items()}
+        seconds = self._stopwatch.lap()
         finite = {n: values.pop(n) for n in list(values) if n.startswith(FINITE)}
         self._check(step, values, finite)
         updates = len(values["loss"])
@@ -123,6 +216,10 @@ class _Reader:
             self._log.write(
                 "train", step, {"update": (step - 1) * updates + i + 1, **row}
             )
+        if seconds is not None:
+            work = None if self._work is None else self._work(values)
+            figures = rates(work, seconds, self._devices, self._peak)
+            self._log.write_timing(step, figures)
         self._on_step(step, row)
 
     def check_params(self, step: int, params: Params) -> None:

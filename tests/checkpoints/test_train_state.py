@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from contextlib import closing
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from geomjax.checkpoints.train_state import TrainCheckpoints
+from geomjax.checkpoints.train_state import CHECKSUMS, TrainCheckpoints
 from geomjax.optim.coordinate_mask import coordinate_mask
 from geomjax.train.step import TrainState
 
@@ -70,7 +71,7 @@ def test_round_trip_is_bitwise(checkpoints):
     writer.save(4, state)
     writer.close()
     like = jax.tree.map(jnp.zeros_like, state)
-    restored = checkpoints().restore(like)
+    restored = checkpoints().restore(like).state
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     assert _bits(restored) == _bits(state)
 
@@ -100,7 +101,7 @@ def test_optimizer_states_keep_their_structure(checkpoints, tx, masked):
     writer.save(7, state)
     writer.close()
     like = TrainState(jnp.int32(0), params, tx.init(params))
-    restored = checkpoints().restore(like)
+    restored = checkpoints().restore(like).state
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     assert _bits(restored) == _bits(state)
     with jax.numpy_dtype_promotion("standard"):
@@ -121,8 +122,10 @@ def test_a_saved_state_may_be_donated_at_once(checkpoints):
         writer.save(step, state)
     jax.block_until_ready(advance(state))
     writer.close()
-    restored = checkpoints().restore(
-        {"step": jnp.int32(0), "weight": jnp.zeros((1024, 512))}
+    restored = (
+        checkpoints()
+        .restore({"step": jnp.int32(0), "weight": jnp.zeros((1024, 512))})
+        .state
     )
     assert int(restored["step"]) == 5
     np.testing.assert_array_equal(restored["weight"], np.full((1024, 512), 6.0))
@@ -131,11 +134,36 @@ def test_a_saved_state_may_be_donated_at_once(checkpoints):
 def test_the_two_newest_are_kept_and_the_newest_restored(checkpoints):
     directory = _save(checkpoints, [2, 4, 6, 10])
     assert sorted(p.name for p in (directory / "states").iterdir()) == ["10", "6"]
-    assert sorted(p.name for p in (directory / "sizes").iterdir()) == [
-        "10.json",
-        "6.json",
-    ]
-    assert _bits(checkpoints().restore(_state())) == _bits(_state(10.0, 10))
+    assert _bits(checkpoints().restore(_state()).state) == _bits(_state(10.0, 10))
+
+
+def test_as_many_are_kept_as_is_asked(tmp_path):
+    with closing(TrainCheckpoints(tmp_path, keep=3)) as checkpoints:
+        for step in range(5):
+            checkpoints.save(step, _state(float(step), step))
+    assert sorted(p.name for p in (tmp_path / "states").iterdir()) == ["2", "3", "4"]
+
+
+def test_json_data_is_saved_with_the_state(checkpoints):
+    writer = checkpoints()
+    extra = {"data": [{"next": 3, "seed": "a"}], "none": None}
+    writer.save(2, _state(2.0, 2), extra)
+    writer.save(4, _state(4.0, 4))
+    writer.close()
+    assert checkpoints().restore(_state()).extra is None
+    _truncate(writer.directory, "4")
+    assert checkpoints().restore(_state()).extra == extra
+
+
+def test_another_configurations_checkpoint_is_refused(tmp_path):
+    with closing(TrainCheckpoints(tmp_path, config_hash="abc")) as writer:
+        writer.save(2, _state(2.0, 2))
+    for other in ("", "def"):
+        reader = TrainCheckpoints(tmp_path, config_hash=other)
+        with closing(reader), pytest.raises(ValueError, match="another configuration"):
+            reader.restore(_state())
+    with closing(TrainCheckpoints(tmp_path, config_hash="abc")) as reader:
+        assert _bits(reader.restore(_state()).state) == _bits(_state(2.0, 2))
 
 
 def _largest(folder):
@@ -159,16 +187,30 @@ def _remove_metadata(directory, step):
 
 
 def _remove_item(directory, step):
-    shutil.rmtree(directory / "states" / step / "default")
+    shutil.rmtree(directory / "states" / step / "state")
 
 
 def _remove_listing(directory, step):
-    (directory / "sizes" / f"{step}.json").unlink()
+    (directory / "states" / step / CHECKSUMS).unlink()
 
 
 def _truncate_listing(directory, step):
-    path = directory / "sizes" / f"{step}.json"
+    path = directory / "states" / step / CHECKSUMS
     path.write_text(path.read_text()[:-5])
+
+
+def _flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def _flip_a_bit(directory, step):
+    _flip(_largest(directory / "states" / step))
+
+
+def _flip_a_bit_of_the_record(directory, step):
+    _flip(_largest(directory / "states" / step / "record"))
 
 
 DAMAGES = [
@@ -178,31 +220,30 @@ DAMAGES = [
     _remove_item,
     _remove_listing,
     _truncate_listing,
+    _flip_a_bit,
+    _flip_a_bit_of_the_record,
 ]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__.strip("_"))
-def test_a_damaged_checkpoint_is_passed_over_and_then_replaced(
-    checkpoints, damage, caplog
-):
+def test_a_damaged_checkpoint_is_passed_over_and_then_replaced(checkpoints, damage):
     directory = _save(checkpoints, [2, 4])
     damage(directory, "4")
     reader = checkpoints()
-    assert _bits(reader.restore(_state())) == _bits(_state(2.0, 2))
+    assert _bits(reader.restore(_state()).state) == _bits(_state(2.0, 2))
     assert reader.skipped == [4]
-    assert "the checkpoint of step 4 is damaged" in caplog.text
-    assert _bits(reader.restore(_state())) == _bits(_state(2.0, 2))
+    assert _bits(reader.restore(_state()).state) == _bits(_state(2.0, 2))
     assert reader.skipped == [4]
     # The run goes on, and reaches the damaged step again.
     reader.save(4, _state(0.25, 4))
     reader.save(6, _state(6.0, 6))
     reader.close()
     after = checkpoints()
-    assert _bits(after.restore(_state())) == _bits(_state(6.0, 6))
+    assert _bits(after.restore(_state()).state) == _bits(_state(6.0, 6))
     assert after.skipped == []
     damage(directory, "6")
     last = checkpoints()
-    assert _bits(last.restore(_state())) == _bits(_state(0.25, 4))
+    assert _bits(last.restore(_state()).state) == _bits(_state(0.25, 4))
     assert last.skipped == [6]
 
 
@@ -216,7 +257,7 @@ def test_nothing_is_restored_where_every_checkpoint_is_damaged(checkpoints, dama
     assert reader.skipped == [4, 2]
     reader.save(2, _state(0.5, 2))
     reader.close()
-    assert _bits(checkpoints().restore(_state())) == _bits(_state(0.5, 2))
+    assert _bits(checkpoints().restore(_state()).state) == _bits(_state(0.5, 2))
 
 
 def test_saving_before_a_step_that_is_there_is_refused(checkpoints):
@@ -227,8 +268,8 @@ def test_saving_before_a_step_that_is_there_is_refused(checkpoints):
     with pytest.raises(ValueError, match=r"step 4: .* has step 4"):
         writer.save(4, _state())
     writer.close()
-    assert _bits(checkpoints().restore(_state())) == _bits(_state(4.0, 4))
-    assert json.loads((directory / "sizes" / "4.json").read_text())
+    assert _bits(checkpoints().restore(_state()).state) == _bits(_state(4.0, 4))
+    assert json.loads((directory / "states" / "4" / CHECKSUMS).read_text())
 
 
 def _replace(**fields):
@@ -289,14 +330,23 @@ def test_sharded_arrays_come_back_with_their_shardings(checkpoints):
     writer.save(1, state)
     writer.close()
     like = jax.tree.map(lambda x, s: jax.device_put(x * 0, s), values, shardings)
-    restored = checkpoints().restore(like)
+    restored = checkpoints().restore(like).state
     assert _bits(restored) == _bits(state)
     for name, sharding in shardings.items():
         assert restored[name].sharding == sharding, name
         assert len(restored[name].sharding.device_set) == 8
     # Onto another layout: what `like` asks for is what comes back.
+    other = jax.make_mesh((2, 4), ("fsdp", "tensor"), (AxisType.Auto, AxisType.Auto))
+    moved = {name: NamedSharding(other, spec) for name, spec in specs.items()}
+    moved["both"] = NamedSharding(other, PartitionSpec("fsdp"))
+    abstract = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), values, moved
+    )
+    onto = checkpoints().restore(abstract).state
+    assert _bits(onto) == _bits(state)
+    assert all(onto[name].sharding == sharding for name, sharding in moved.items())
     single = jax.device_put(values, jax.devices()[3])
-    elsewhere = checkpoints().restore(single)
+    elsewhere = checkpoints().restore(single).state
     assert _bits(elsewhere) == _bits(state)
     assert elsewhere["both"].sharding == single["both"].sharding
 
@@ -333,14 +383,14 @@ FULL_DISK = textwrap.dedent(
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     like = {"step": jnp.int32(0), "weight": noise * 0}
     again = TrainCheckpoints(Path(sys.argv[1]))
-    restored = again.restore(like)
+    restored = again.restore(like).state
     assert int(restored["step"]) == 1 and again.skipped == []
     assert (restored["weight"] == noise).all()
     # With room again the run goes on from there.
     again.save(2, {"step": jnp.int32(2), "weight": noise + 1.0})
     again.close()
     last = TrainCheckpoints(Path(sys.argv[1]))
-    assert int(last.restore(like)["step"]) == 2
+    assert int(last.restore(like).state["step"]) == 2
     last.close()
     print("done")
     """

@@ -75,21 +75,6 @@ def _saving(arm: str) -> Moment:
     return lambda workdir: any(workdir.glob(pattern))
 
 
-def _saved_but_not_listed(arm: str) -> Moment:
-    """When Orbax has renamed a checkpoint, and the list of its sizes is not there."""
-
-    def now(workdir: Path) -> bool:
-        for states in workdir.glob(f"{RUN.format(arm=arm)}/checkpoints/states"):
-            listed = {path.stem for path in (states.parent / "sizes").glob("*.json")}
-            # A glob of a folder that has gone since is empty.
-            found = {path.name for path in states.glob("*") if path.name.isdigit()}
-            if found - listed:
-                return True
-        return False
-
-    return now
-
-
 def _trained(arm: str, rows: int) -> Moment:
     """When an arm's metrics file has so many rows."""
 
@@ -129,7 +114,6 @@ def _moments(generator: random.Random, seconds: float) -> dict[str, Moment]:
         "any": _after(generator.uniform(0.0, seconds)),
         "early": _after(generator.uniform(0.0, seconds / 4)),
         f"saving {arm}": _saving(arm),
-        f"saved, not listed {arm}": _saved_but_not_listed(arm),
         f"training {arm}": _trained(arm, generator.randint(1, 19)),
         "claimed": _appeared("config.json"),
         "between arms": _appeared("arms/adamw_opd_mask"),
@@ -153,7 +137,8 @@ SPECIAL = {
 
 def _files(workdir: Path) -> set[Path]:
     found = {path.relative_to(workdir) for path in workdir.rglob("*") if path.is_file()}
-    return {p for p in found if not {"checkpoints", "tensorboard"} & set(p.parts)}
+    aside = {"checkpoints", "tensorboard", "timing.jsonl"}
+    return {p for p in found if not aside & set(p.parts)}
 
 
 def _assert_same(found: Path, expected: Path) -> None:

@@ -12,7 +12,7 @@ from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 
-from geomjax.train.log import FILE, MetricsLog, read_rows
+from geomjax.train.log import FILE, TIMING, MetricsLog, read_rows
 
 
 def _write(log, first, last, *, updates=2):
@@ -135,7 +135,7 @@ def test_a_temporary_file_of_a_killed_process_is_replaced(tmp_path):
     (tmp_path / f".{FILE}.tmp").write_text('{"kind": "tra')
     MetricsLog(tmp_path, resume_step=4).close()
     assert (tmp_path / FILE).read_bytes() == whole
-    assert sorted(os.listdir(tmp_path)) == [FILE, "tensorboard"]
+    assert sorted(os.listdir(tmp_path)) == [FILE, "tensorboard", TIMING]
 
 
 def test_sync_makes_rows_visible_to_other_readers(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from geomjax.checkpoints.train_state import TrainCheckpoints
+from geomjax.checkpoints.train_state import CHECKSUMS, TrainCheckpoints
 from geomjax.train.errors import NonFiniteError
 from geomjax.train.log import FILE, read_rows
 from geomjax.train.loop import Schedule, run
@@ -56,9 +56,13 @@ def _update(state, key):
 _donating = jax.jit(_update.__wrapped__, donate_argnums=0)
 
 
+KEY = jax.random.key(3)
+
+
 def _advance(state, step):
+    index = jax.device_put(np.uint32(step))
     with jax.numpy_rank_promotion("allow"):
-        return _donating(state, jax.random.fold_in(jax.random.key(3), step))
+        return _donating(state, jax.random.fold_in(KEY, index))
 
 
 def _evaluate(params):
@@ -74,7 +78,7 @@ def _restorable(directory):
     checkpoints = TrainCheckpoints(directory / "checkpoints")
     state = checkpoints.restore(_start())
     checkpoints.close()
-    return None if state is None else int(state.step)
+    return None if state is None else int(state.state.step)
 
 
 class _Recorder:
@@ -100,7 +104,7 @@ class _Recorder:
 
         values = self.metrics(step + 1)
         metrics = {name: Value(name, value) for name, value in values.items()}
-        return state._replace(step=state.step + 1), metrics
+        return state._replace(step=jax.device_put(np.int32(step + 1))), metrics
 
     def evaluate(self, params):
         self.events.append(("evaluate",))
@@ -167,10 +171,10 @@ def test_evaluations_and_checkpoints_are_at_their_steps(
     steps = []
     save = TrainCheckpoints.save
 
-    def record(self, step, state):
+    def record(self, step, state, extra):
         assert int(state.step) == step
         steps.append(step)
-        save(self, step, state)
+        save(self, step, state, extra)
 
     monkeypatch.setattr(TrainCheckpoints, "save", record)
     final = run(tmp_path, _start(), _advance, _evaluate, schedule)
@@ -249,8 +253,11 @@ def test_a_run_stopped_at_any_step_ends_with_the_same_bits(tmp_path, stop):
 def test_a_run_that_falls_back_ends_with_the_same_bits(tmp_path):
     expected = run(tmp_path, _start(), _advance, _evaluate, SCHEDULE)
     metrics = (tmp_path / FILE).read_bytes()
-    (tmp_path / "checkpoints" / "sizes" / "7.json").unlink()
-    final = run(tmp_path, _start(), _advance, _evaluate, SCHEDULE)
+    (tmp_path / "checkpoints" / "states" / "7" / CHECKSUMS).unlink()
+    told = []
+    final = run(tmp_path, _start(), _advance, _evaluate, SCHEDULE, tell=told.append)
+    (message,) = told
+    assert "the checkpoint of step 7 is damaged" in message
     assert _bits(final) == _bits(expected)
     assert (tmp_path / FILE).read_bytes() == metrics
     # The one that was damaged is whole again.
@@ -286,6 +293,7 @@ def test_a_run_of_other_shapes_is_refused_by_name(tmp_path):
     assert _restorable(tmp_path) == 7
 
 
+@jax.transfer_guard("allow")
 def _spoil(state, where):
     params = jax.tree.map(lambda x: x, state.params)
     weight = params[where]["weight"]
@@ -294,6 +302,7 @@ def _spoil(state, where):
 
 
 def _with_metric(name, value):
+    @jax.transfer_guard("allow")
     def change(state, metrics):
         return state, metrics | {name: metrics[name].at[1].set(value)}
 
@@ -353,7 +362,7 @@ def test_a_non_finite_last_but_one_step_stops_after_one_more_dispatch(tmp_path):
         dispatched.append(step + 1)
         state, metrics = _advance(state, step)
         if step == 4:
-            metrics = metrics | {"loss": metrics["loss"] * jnp.nan}
+            _, metrics = _with_metric("loss", jnp.nan)(state, metrics)
         return state, metrics
 
     with pytest.raises(NonFiniteError, match="step 5: loss"):

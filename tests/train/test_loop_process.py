@@ -28,14 +28,18 @@ FULL_DISK = textwrap.dedent(
     params = {"weight": jax.random.normal(jax.random.key(0), (256, 1024))}
     state = TrainState(jnp.int32(0), params, tx.init(params))
 
+    @jax.jit
+    def halve(state, divisor):
+        params = jax.tree.map(lambda x: x * 0.5, state.params)
+        state = TrainState(state.step + 1, params, state.opt_state)
+        return state, {"loss": jnp.full((1,), 1.0) / divisor}
+
     def advance(state, step):
         # Checkpoint 2 was finished before 4 was begun; 4 may be under way.
         if step == 5 and limit:
             _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-        params = jax.tree.map(lambda x: x * 0.5, state.params)
-        state = TrainState(state.step + 1, params, state.opt_state)
-        return state, {"loss": jnp.full((1,), 1.0) / (step + 1)}
+        return halve(state, jax.device_put(step + 1.0))
 
     def evaluate(params):
         return {"norm": float(optax.tree.norm(params))}
@@ -100,7 +104,7 @@ KILLED = textwrap.dedent(
 
     def advance(state, index):
         time.sleep(0.01)
-        return update(state, index)
+        return update(state, jax.device_put(index))
 
     def evaluate(params):
         return {"mean": float(params["weight"].mean())}

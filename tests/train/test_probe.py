@@ -185,8 +185,12 @@ def _update(state, key):
 _donating = jax.jit(_update.__wrapped__, donate_argnums=0)
 
 
+KEY = jax.random.key(3)
+
+
 def _advance(state, step):
-    return _donating(state, jax.random.fold_in(jax.random.key(3), step))
+    index = jax.device_put(np.uint32(step))
+    return _donating(state, jax.random.fold_in(KEY, index))
 
 
 def _evaluate(params):
