@@ -20,6 +20,7 @@ ALSO_ALLOWED = {
     ("models", "optim"),
     ("names", "typing"),
     ("meshes", "typing"),
+    ("hosts", "typing"),
     ("compiled", "typing"),
 }
 # Lower floors that are out of bounds all the same: the analysis wing knows no model
