@@ -1,21 +1,22 @@
-"""Device meshes, and the one table that lays parameters over them."""
+"""Device meshes, and the one table that lays arrays over them."""
 
+import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from geomjax.typing import Path
-
 AXES = ("data", "fsdp", "tensor", "expert")
 """Names that the axes of a mesh may have."""
 
-Rules = Mapping[str, str | None]
-"""Logical axis -> the mesh axis it is split over, or None for no split."""
+Rules = Mapping[str, str | tuple[str, ...] | None]
+"""Logical axis -> the mesh axes it is split over, or None for no split."""
 
-PARAMETER_RULES: Rules = {
+RULES: Rules = {
     "layers": None,
     "embed": "fsdp",
     "heads": "tensor",
@@ -23,11 +24,17 @@ PARAMETER_RULES: Rules = {
     "ffn": "tensor",
     "vocab": "tensor",
     "experts": "expert",
+    "batch": ("data", "fsdp"),
+    "rows": "data",
+    "loss_vocab": ("tensor", "fsdp"),
 }
-"""How parameters are laid out.
+"""How parameters, optimizer state, activations, caches and batches are laid out.
 
-FSDP splits the width of the residual stream, which every parameter has; heads,
+FSDP splits the width of the residual stream, `embed`, which every parameter has; heads,
 feed-forward and vocabulary are split by tensor parallelism, experts by their own axis.
+Activations and caches are split by sequence, `batch`, and by the heads. A loss splits
+the vocabulary over more devices, `loss_vocab`, and the sequences over those that are
+left, `rows`: no head is gathered, and no device has all logits of a token.
 """
 
 _AXIS = re.compile(r"([a-z]+)=([1-9][0-9]*)")
@@ -74,15 +81,14 @@ def mesh_from_string(text: str, devices: Sequence[jax.Device] | None = None) -> 
 
 
 def partition_spec(
-    logical_axes: Sequence[str | None],
-    mesh: Mesh,
-    rules: Rules = PARAMETER_RULES,
+    logical_axes: Sequence[str | None], mesh: Mesh, rules: Rules = RULES
 ) -> PartitionSpec:
     """Where the axes of one array go on a mesh.
 
     Args:
       logical_axes: A name for each axis, or None for one that is never split.
-      mesh: The mesh; rules that name an axis it lacks split nothing.
+      mesh: The mesh; rules that name an axis it lacks split nothing, nor, inside of
+        `Placement.local`, those that name an axis along which arrays are local.
       rules: The table.
 
     Returns:
@@ -94,27 +100,28 @@ def partition_spec(
     unknown = [axis for axis in logical_axes if axis is not None and axis not in rules]
     if unknown:
         raise ValueError(f"no rule for the axes {unknown}; known: {sorted(rules)}")
-    placed = [None if axis is None else rules[axis] for axis in logical_axes]
-    placed = [axis if axis in mesh.axis_names else None for axis in placed]
-    used = [axis for axis in placed if axis is not None]
+    placed = [_free(axis, mesh, rules) for axis in logical_axes]
+    used = [axis for axes in placed for axis in axes]
+    # One axis is written as itself: a specification of it equals jax's own.
+    entries = [axes[0] if len(axes) == 1 else axes or None for axes in placed]
     if len(set(used)) < len(used):
         raise ValueError(
-            f"the axes {tuple(logical_axes)} would be split as {tuple(placed)}, two of "
-            "them over one mesh axis"
+            f"the axes {tuple(logical_axes)} would be split as {tuple(entries)}, two "
+            "of them over one mesh axis"
         )
-    return PartitionSpec(*placed)
+    return PartitionSpec(*entries)
 
 
 def shardings(
-    logical_axes: Mapping[Path, Sequence[str | None]],
-    shapes: Mapping[Path, tuple[int, ...]],
+    logical_axes: Mapping[tuple[str, ...], Sequence[str | None]],
+    shapes: Mapping[tuple[str, ...], tuple[int, ...]],
     mesh: Mesh,
-    rules: Rules = PARAMETER_RULES,
-) -> dict[Path, NamedSharding]:
+    rules: Rules = RULES,
+) -> dict[tuple[str, ...], NamedSharding]:
     """The layout of several arrays.
 
     Args:
-      logical_axes: Names of the axes of each array.
+      logical_axes: Names of the axes of each array, by its path.
       shapes: Their shapes, under the same paths.
       mesh: The mesh.
       rules: The table.
@@ -123,22 +130,20 @@ def shardings(
       A sharding for each path of `shapes`.
 
     Raises:
-      ValueError: As `partition_spec`, or sizes that their mesh axis does not divide;
-        all of them at once.
+      ValueError: As `partition_spec`, or sizes that their mesh axes do not divide;
+        all of them at once, each with the sizes that do.
     """
     problems = []
     layout = {}
     for path, shape in shapes.items():
+        name = ".".join(path)
         try:
             spec = partition_spec(logical_axes[path], mesh, rules)
         except ValueError as error:
-            problems.append(f"{'.'.join(path)}: {error}")
+            problems.append(f"{name}: {error}")
             continue
-        problems += [
-            f"{'.'.join(path)}: {size} {name} over {axis}={mesh.shape[axis]}"
-            for size, name, axis in zip(shape, logical_axes[path], spec, strict=True)
-            if axis is not None and size % mesh.shape[axis]
-        ]
+        misfits = _misfits(shape, logical_axes[path], mesh, rules)
+        problems += [f"{name}: {misfit}" for misfit in misfits]
         layout[path] = NamedSharding(mesh, spec)
     if problems:
         raise ValueError(
@@ -146,3 +151,147 @@ def shardings(
             "them:\n" + "\n".join(problems)
         )
     return layout
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Placement:
+    """Where a program's arrays lie; models and losses are given one, and obey it.
+
+    `ONE_DEVICE`, the default everywhere, changes nothing: every array stays where it
+    is. On a mesh, `constrain` tells XLA's partitioner the layout of an array inside a
+    program, and the partitioner adds what moves the data.
+
+    Attributes:
+      mesh: The mesh; None for one device.
+      rules: The table. Student and teacher may have different ones.
+    """
+
+    mesh: Mesh | None = None
+    rules: Rules = dataclasses.field(default_factory=lambda: RULES)
+
+    @cached_property
+    def decoding(self) -> "Placement":
+        """For weights that are read on every token: their width is not split.
+
+        They are whole on every device, or tensor-parallel where the mesh says so.
+        """
+        return Placement(self.mesh, {**self.rules, "embed": None})
+
+    def mesh_axes(self, axis: str) -> tuple[str, ...]:
+        """The axes of the mesh over which a logical axis is split."""
+        return () if self.mesh is None else _mesh_axes(axis, self.mesh, self.rules)
+
+    def parts(self, axis: str) -> int:
+        """How many parts a logical axis is split into."""
+        return math.prod(self.mesh.shape[a] for a in self.mesh_axes(axis) if self.mesh)
+
+    def sharding(self, *logical_axes: str | None) -> NamedSharding | None:
+        """The layout of an array with these axes; None on one device."""
+        if self.mesh is None:
+            return None
+        spec = partition_spec(logical_axes, self.mesh, self.rules)
+        return NamedSharding(self.mesh, spec)
+
+    def constrain(self, x: Any, *logical_axes: str | None) -> Any:
+        """The array, laid out by its axes; itself on one device.
+
+        Args:
+          x: An array, inside a jitted program or outside.
+          *logical_axes: A name or None for each of its axes.
+
+        Raises:
+          ValueError: As `partition_spec`, or a size that its mesh axes do not divide.
+        """
+        if self.mesh is None:
+            return x
+        misfits = _misfits(x.shape, logical_axes, self.mesh, self.rules)
+        if misfits:
+            raise ValueError(
+                f"an array of shape {x.shape} does not fit the mesh: "
+                + ", ".join(misfits)
+            )
+        spec = partition_spec(logical_axes, self.mesh, self.rules)
+        # Inside of `local` the mesh is another, and known to JAX.
+        sharding = spec if _manual() else NamedSharding(self.mesh, spec)
+        return jax.lax.with_sharding_constraint(x, sharding)
+
+    def pad(self, x: Any, *logical_axes: str | None) -> Any:
+        """The array with zeros after it, so that the mesh divides it, and laid out."""
+        axes = zip(x.shape, logical_axes, strict=True)
+        short = [0 if a is None else -size % self.parts(a) for size, a in axes]
+        if any(short):
+            x = jax.numpy.pad(x, [(0, n) for n in short])
+        return self.constrain(x, *logical_axes)
+
+    def local(
+        self,
+        function: Callable[..., Any],
+        in_axes: Sequence[Sequence[str | None]],
+        out_axes: Sequence[str | None],
+        along: str | None = None,
+    ) -> Callable[..., Any]:
+        """A function that each device applies to its own parts of the arguments.
+
+        Args:
+          function: From one array for each of `in_axes` to one array. What it sums over
+            devices it sums itself, over `mesh_axes`.
+          in_axes: Logical axes of each argument.
+          out_axes: Those of the result.
+          along: The one logical axis of these along which the parts are the devices'
+            own; along all others arrays stay whole for the function, and the
+            partitioner's to lay out. By default there are no others.
+
+        Returns:
+          The function of whole arrays; `function` itself where nothing is split.
+        """
+        axes = AXES if along is None else self.mesh_axes(along)
+        if self.mesh is None or not axes:
+            return function
+        return jax.shard_map(
+            function,
+            mesh=self.mesh,
+            axis_names={axis for axis in axes if axis in self.mesh.axis_names},
+            in_specs=tuple(partition_spec(a, self.mesh, self.rules) for a in in_axes),
+            out_specs=partition_spec(out_axes, self.mesh, self.rules),
+            check_vma=False,
+        )
+
+
+ONE_DEVICE = Placement()
+"""No mesh: every array is whole on one device."""
+
+
+def _manual() -> tuple[str, ...]:
+    """Mesh axes along which arrays are local where this is called."""
+    return tuple(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def _free(axis: str | None, mesh: Mesh, rules: Rules) -> tuple[str, ...]:
+    """`_mesh_axes`, without those along which arrays are local."""
+    manual = _manual()
+    return tuple(name for name in _mesh_axes(axis, mesh, rules) if name not in manual)
+
+
+def _mesh_axes(axis: str | None, mesh: Mesh, rules: Rules) -> tuple[str, ...]:
+    rule = None if axis is None else rules[axis]
+    axes = (rule,) if isinstance(rule, str) else rule or ()
+    return tuple(name for name in axes if name in mesh.axis_names)
+
+
+def _misfits(
+    shape: Sequence[int], logical_axes: Sequence[str | None], mesh: Mesh, rules: Rules
+) -> list[str]:
+    """The axes that the mesh does not divide, each with the sizes that would."""
+    problems = []
+    for size, name in zip(shape, logical_axes, strict=True):
+        axes = _free(name, mesh, rules)
+        parts = math.prod(mesh.shape[axis] for axis in axes)
+        if size % parts:
+            over = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
+            fits = [str(n) for n in range(1, mesh.size + 1) if size % n == 0]
+            problems.append(f"{size} {name} over {over}, where {_either(fits)} divides")
+    return problems
+
+
+def _either(names: list[str]) -> str:
+    return " or ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)

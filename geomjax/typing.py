@@ -7,6 +7,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from geomjax.meshes import Placement
+
 Params = dict[str, Any]
 """A nested dict of arrays in checkpoint orientation, blocks stacked as `[L, ...]`."""
 
@@ -53,11 +55,15 @@ class LanguageModel(Protocol):
         """Precision of every matrix product."""
 
     @property
+    def placement(self) -> Placement:
+        """Where its arrays lie."""
+
+    @property
     def vocab_size(self) -> int:
-        """Number of token ids, which are the rows of `unembedding`."""
+        """Number of token ids, which are the first rows of `unembedding`."""
 
     def unembedding(self, params: Params) -> Float[Array, "V D"]:
-        """The matrix that maps hidden states to logits."""
+        """The matrix that maps hidden states to logits; longer on a mesh at most."""
 
     def apply(
         self,

@@ -21,6 +21,7 @@ ALSO_ALLOWED = {
     ("names", "typing"),
     ("meshes", "typing"),
     ("hosts", "typing"),
+    ("typing", "meshes"),
     ("compiled", "typing"),
 }
 # Lower floors that are out of bounds all the same: the analysis wing knows no model

@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from geomjax.meshes import ONE_DEVICE, Placement
 from geomjax.models.attention import dot_product_attention
 from geomjax.models.blocks import Block
 from geomjax.models.cache import (
@@ -78,6 +79,7 @@ class Decoder:
       attention: The attention function, injected.
       remat: Whether the backward pass recomputes each block instead of storing its
         activations.
+      placement: Where parameters, activations and cache lie.
     """
 
     config: DecoderConfig
@@ -86,6 +88,7 @@ class Decoder:
     precision: jax.lax.Precision = jax.lax.Precision.HIGHEST
     attention: Attention = dot_product_attention
     remat: bool = False
+    placement: Placement = ONE_DEVICE
 
     def __post_init__(self) -> None:
         if not 0 < self.vocab_size <= self.config.vocab_size:
@@ -97,7 +100,7 @@ class Decoder:
     @cached_property
     def _block(self) -> tuple[nnx.GraphDef, Params]:
         """Graph and shapes of one block, made without allocating an array."""
-        numerics = Numerics(self.dtype, self.precision)
+        numerics = Numerics(self.dtype, self.precision, self.placement)
         block = nnx.eval_shape(lambda: Block(self.config, numerics))
         graph, state = nnx.split(block)
         return graph, nnx.to_pure_dict(state)
@@ -143,18 +146,25 @@ class Decoder:
         return jax.tree.unflatten(tree, made)
 
     def unembedding(self, params: Params) -> Float[Array, "V D"]:
-        """The output head, cut to the tokenizer's rows."""
+        """The output head, cut to the tokenizer's rows.
+
+        On a mesh it has all its rows: to cut what is split would move it.
+        """
         tied = self.config.tie_word_embeddings
         head = params["embed_tokens" if tied else "lm_head"]["weight"]
-        return head[: self.vocab_size]
+        return head[: self.vocab_size] if self.placement.mesh is None else head
 
     def split_layers(self, params: Params) -> Params:
         """The parameters with `layers` as a tuple of one unstacked dict a layer.
+
+        On a mesh they are laid out for decoding first, whole or tensor-parallel, so
+        that no weight is gathered on every token.
 
         Matrices are turned to `[in, out]` here, for `prefill` and `decode` alone: with
         the few rows of a decoding step, XLA's CPU backend multiplies by them a fifth
         faster than by `[out, in]`.
         """
+        params = self._for_decoding(params)
         layers = tuple(
             self._turn(jax.tree.map(lambda leaf: leaf[i], params["layers"]))  # noqa: B023
             for i in range(self.config.num_layers)
@@ -201,7 +211,9 @@ class Decoder:
             sequences are longer than the rotary frequencies are exact for.
         """
         check_shapes(params, self.shapes)
-        x, angles = self.embed(params, tokens), self._angles(positions)
+        # Split by width, as the table is, each device looks up its part of every token.
+        x = self.placement.constrain(self.embed(params, tokens), "rows", None, "embed")
+        angles = self._angles(positions)
         return self.apply_embedded(params, x, angles, positions, segment_ids, last)
 
     def apply_embedded(
@@ -235,8 +247,10 @@ class Decoder:
             def attend(query, key, value):
                 return self._attend(query, key, value, mask), None
 
-            return nnx.merge(graph, layer)(x, angles, attend, last)[0]
+            x = nnx.merge(graph, layer)(x, angles, attend, last)[0]
+            return self._stream(x)
 
+        x = self._stream(x)
         shallow = self.config.num_layers <= UNROLLED_LAYERS
         if self.remat:
             # A loop of its own keeps XLA from merging the two computations.
@@ -296,7 +310,7 @@ class Decoder:
         def attend_with(mask):
             def attend(query, key, value):
                 kept = cache_layout(key, value, cache_length)
-                return self._attend(query, key, value, mask), kept
+                return self._attend(query, key, value, mask), self._cached(kept)
 
             return attend
 
@@ -348,6 +362,7 @@ class Decoder:
         def attend_to(layer, mask):
             def attend(query, key, value):
                 kept = write_cache(layer, key, value, cache.length - 1)
+                kept = self._cached(kept)
                 return attend_cached(query, kept, mask, self.precision), kept
 
             return attend
@@ -373,8 +388,32 @@ class Decoder:
                 "sequence's length, which is not computed; take shorter sequences"
             )
 
+    def _stream(self, x):
+        """The residual stream: each device has whole tokens of its own sequences."""
+        return self.placement.constrain(x, "batch", None, None)
+
+    def _cached(self, layer):
+        return LayerCache(
+            *(
+                self.placement.constrain(x, "batch", "kv_heads", None, None)
+                for x in layer
+            )
+        )
+
+    def _for_decoding(self, params):
+        table = roles(self.config)
+
+        def place(keys, leaf):
+            axes = table[path_of(keys)].logical_axes
+            return self.placement.decoding.constrain(leaf, *axes)
+
+        return jax.tree_util.tree_map_with_path(place, params)
+
     def _attend(self, query, key, value, mask):
         mask = mask[:, :, -query.shape[1] :]
+        place = self.placement.constrain
+        query = place(query, "batch", None, "heads", None)
+        key, value = (place(x, "batch", None, "kv_heads", None) for x in (key, value))
         return self.attention(query, key, value, mask, self.precision)
 
     def _scan(self, block, x, layers, masks):
@@ -408,7 +447,7 @@ class Decoder:
         for layer, attend in zip(params["layers"], attends, strict=True):
             block = nnx.merge(graph, self._turn(layer))
             final = len(caches) + 1 == self.config.num_layers
-            x, kept = block(x, angles, attend, last if final else None)
+            x, kept = block(self._stream(x), angles, attend, last if final else None)
             caches.append(kept)
         return x, tuple(caches)
 

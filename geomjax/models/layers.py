@@ -7,12 +7,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from geomjax.meshes import ONE_DEVICE, Placement
+
 
 class Numerics(NamedTuple):
-    """Compute dtype and matmul precision, stated wherever a product is taken."""
+    """How products are taken: compute dtype, matmul precision, and on which devices."""
 
     dtype: Any
     precision: jax.lax.Precision
+    placement: Placement = ONE_DEVICE
 
 
 class Linear(nnx.Module):

@@ -20,6 +20,7 @@ from geomjax.checkpoints.sources import open_source
 from geomjax.checkpoints.writer import DEFAULT_MAX_SHARD_BYTES, write_safetensors
 from geomjax.data.image_processor import ImageProcessor
 from geomjax.data.tokenizers import load_tokenizer
+from geomjax.meshes import ONE_DEVICE, Placement
 from geomjax.models import hf
 from geomjax.models.config import DecoderConfig, ModelConfig
 from geomjax.models.decoder import Decoder
@@ -132,7 +133,7 @@ def checkpoint_directory(
 def load(
     path_or_name: str | os.PathLike[str],
     *,
-    mesh: jax.sharding.Mesh | None = None,
+    placement: Placement = ONE_DEVICE,
     vocab_size: int | None = None,
     param_dtype: Any = jnp.float32,
     dtype: Any = jnp.float32,
@@ -147,8 +148,8 @@ def load(
     Args:
       path_or_name: Folder with config.json and weights, or the name of a repository of
         the hub, `organisation/name`.
-      mesh: Where to lay the parameters out, by the table of `geomjax.meshes`; by
-        default each is whole on the first device.
+      placement: Where to lay out parameters and all that is computed with them; by
+        default everything is on the first device.
       vocab_size: Number of tokens of the tokenizer, to which padded heads are cut;
         by default every row counts.
       param_dtype: Dtype in which parameters are held.
@@ -165,14 +166,17 @@ def load(
     """
     directory = checkpoint_directory(path_or_name, revision)
     config = model_config(read_config(directory))
-    model = make_model(config, vocab_size, dtype)
+    model = make_model(config, vocab_size, dtype, placement)
     source = open_source(directory)
-    params = read_params(source, config, model.shapes, param_dtype, mesh)
+    params = read_params(source, config, model.shapes, param_dtype, placement)
     return Loaded(model, params, directory)
 
 
 def make_model(
-    config: ModelConfig, vocab_size: int | None = None, dtype: Any = jnp.float32
+    config: ModelConfig,
+    vocab_size: int | None = None,
+    dtype: Any = jnp.float32,
+    placement: Placement = ONE_DEVICE,
 ) -> Model:
     """The model of a configuration, whichever family it is of.
 
@@ -180,12 +184,13 @@ def make_model(
       config: The configuration.
       vocab_size: Rows of the unembedding in use; by default every row.
       dtype: Compute dtype, with which the matmul precision goes.
+      placement: Where its arrays lie.
 
     Returns:
       A `Decoder`, or a `Qwen25VL`.
     """
     rows = config.text.vocab_size if vocab_size is None else vocab_size
-    decoder = make_decoder(config.text, rows, dtype)
+    decoder = make_decoder(config.text, rows, dtype, placement)
     if not isinstance(config, Qwen25VLConfig):
         return decoder
     vision = VisionTower(config.vision, dtype, decoder.precision)
@@ -193,12 +198,15 @@ def make_model(
 
 
 def make_decoder(
-    config: DecoderConfig, vocab_size: int, dtype: Any = jnp.float32
+    config: DecoderConfig,
+    vocab_size: int,
+    dtype: Any = jnp.float32,
+    placement: Placement = ONE_DEVICE,
 ) -> Decoder:
     """A decoder whose matmul precision goes with its compute dtype."""
     narrow = jnp.dtype(dtype) != jnp.float32
     precision = jax.lax.Precision.DEFAULT if narrow else jax.lax.Precision.HIGHEST
-    return Decoder(config, vocab_size, dtype, precision)
+    return Decoder(config, vocab_size, dtype, precision, placement=placement)
 
 
 def stored_tensors(

@@ -1,16 +1,21 @@
 """Feed-forward layers of several experts: top-k routing and grouped products.
 
+On a mesh each device routes its own tokens and computes the experts that it holds,
+and the devices that share the tokens sum. No token moves.
+
 Axes: M tokens, C = M * k tokens as the experts see them, E experts, F width of one
 expert, D model. Experts are stacked, `[E, out, in]`, so that they can be laid along a
 mesh axis.
 """
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from geomjax.models.config import DecoderConfig
+from geomjax.models.config import DecoderConfig, ExpertSizes
 from geomjax.models.layers import Linear, Numerics, gate
 
 _BY_EXPERT = jax.lax.RaggedDotDimensionNumbers(
@@ -45,41 +50,67 @@ def route(
 
 
 class ExpertLinear(nnx.Module):
-    """One projection for each expert, `[E, out, in]`."""
+    """The weights of one projection for each expert, `[E, out, in]`."""
 
-    def __init__(
-        self, experts: int, out_features: int, in_features: int, numerics: Numerics
-    ):
+    def __init__(self, experts: int, out_features: int, in_features: int):
         self.weight = nnx.Param(jnp.zeros((experts, out_features, in_features)))
-        self.numerics = numerics
-
-    def __call__(
-        self, x: Float[Array, "C i"], group_sizes: Int[Array, " E"]
-    ) -> Float[Array, "C o"]:
-        """Applies the projection of expert e to the e-th group of rows."""
-        return jax.lax.ragged_dot_general(
-            x,
-            self.weight[...].astype(self.numerics.dtype),
-            group_sizes,
-            _BY_EXPERT,
-            precision=self.numerics.precision,
-        )
 
 
 class Experts(nnx.Module):
     """The gated feed-forward layers of all experts."""
 
     def __init__(self, count: int, size: int, width: int, numerics: Numerics):
-        self.gate_proj = ExpertLinear(count, size, width, numerics)
-        self.up_proj = ExpertLinear(count, size, width, numerics)
-        self.down_proj = ExpertLinear(count, width, size, numerics)
+        self.gate_proj = ExpertLinear(count, size, width)
+        self.up_proj = ExpertLinear(count, size, width)
+        self.down_proj = ExpertLinear(count, width, size)
+        self.numerics = numerics
 
     def __call__(
-        self, x: Float[Array, "C d"], group_sizes: Int[Array, " E"]
-    ) -> Float[Array, "C d"]:
-        """Applies expert e to the e-th group of rows."""
-        gated = gate(self.gate_proj(x, group_sizes), self.up_proj(x, group_sizes))
-        return self.down_proj(gated, group_sizes)
+        self,
+        tokens: Float[Array, "M d"],
+        logits: Float[Array, "M E"],
+        sizes: ExpertSizes,
+    ) -> Float[Array, "M d"]:
+        """The weighted sum of the experts that the router's scores give each token."""
+        up = ("experts", "ffn", None)
+        mix = self.numerics.placement.local(
+            partial(_mix, self.numerics, sizes),
+            [("batch", None), ("batch", None), up, up, ("experts", None, "ffn")],
+            ("batch", None),
+        )
+        projections = self.gate_proj, self.up_proj, self.down_proj
+        return mix(tokens, logits, *(p.weight[...] for p in projections))
+
+
+def _mix(numerics, sizes, tokens, logits, gate_weight, up_weight, down_weight):
+    """`Experts` on one device: its tokens, and those of their experts that it holds."""
+    place, count = numerics.placement, gate_weight.shape[0]
+    weights, choices = route(logits, sizes.per_token, sizes.normalise_weights)
+    shared = place.mesh_axes("experts")
+    flat = choices.reshape(-1)
+    if shared:
+        own = flat - jax.lax.axis_index(shared) * count
+        flat = jnp.where((own >= 0) & (own < count), own, count)
+    by_expert = jnp.argsort(flat, stable=True)
+    group_sizes = jnp.bincount(flat, length=count).astype(jnp.int32)
+
+    def project(x, weight):
+        return jax.lax.ragged_dot_general(
+            x,
+            weight.astype(numerics.dtype),
+            group_sizes,
+            _BY_EXPERT,
+            precision=numerics.precision,
+        )
+
+    x = tokens[by_expert // choices.shape[1]]
+    out = project(gate(project(x, gate_weight), project(x, up_weight)), down_weight)
+    if shared:  # Rows of no group come last, and are whatever the product leaves there.
+        out = jnp.where((flat[by_expert] < count)[:, None], out, 0)
+    out = out[jnp.argsort(by_expert)].reshape(*weights.shape, -1)
+    mixed = jnp.einsum("mkd,mk->md", out, weights, precision=numerics.precision)
+    summed = (*shared, *place.mesh_axes("ffn"))
+    return jax.lax.psum(mixed, summed) if summed else mixed
 
 
 class SparseMLP(nnx.Module):
@@ -101,14 +132,4 @@ class SparseMLP(nnx.Module):
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         """Applies the layer to every token."""
         tokens = x.reshape(-1, x.shape[-1])
-        k = self.sizes.per_token
-        weights, experts = route(self.gate(tokens), k, self.sizes.normalise_weights)
-        choices = experts.reshape(-1)
-        by_expert = jnp.argsort(choices, stable=True)
-        group_sizes = jnp.bincount(choices, length=self.sizes.count).astype(jnp.int32)
-        out = self.experts(tokens[by_expert // k], group_sizes)
-        out = out[jnp.argsort(by_expert)].reshape(*weights.shape, -1)
-        mixed = jnp.einsum(
-            "mkd,mk->md", out, weights, precision=self.gate.numerics.precision
-        )
-        return mixed.reshape(x.shape)
+        return self.experts(tokens, self.gate(tokens), self.sizes).reshape(x.shape)

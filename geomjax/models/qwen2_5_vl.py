@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from geomjax.data.patches import ImagePatches
+from geomjax.meshes import Placement
 from geomjax.models.cache import Cache
 from geomjax.models.decoder import Decoder
 from geomjax.models.mrope import mrope_angles, sequence_positions
@@ -154,6 +155,11 @@ class Qwen25VL:
         return self.decoder.precision
 
     @property
+    def placement(self) -> Placement:
+        """Where the decoder's arrays lie."""
+        return self.decoder.placement
+
+    @property
     def vocab_size(self) -> int:
         """Rows of the unembedding in use."""
         return self.decoder.vocab_size
@@ -229,6 +235,11 @@ class PromptedQwen25VL:
     def precision(self) -> jax.lax.Precision:
         """Precision of every matrix product."""
         return self.model.precision
+
+    @property
+    def placement(self) -> Placement:
+        """Where the decoder's arrays lie."""
+        return self.model.placement
 
     @property
     def vocab_size(self) -> int:

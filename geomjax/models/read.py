@@ -9,9 +9,10 @@ import numpy as np
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from geomjax.checkpoints.sources import CheckpointSource
-from geomjax.meshes import shardings
+from geomjax.meshes import ONE_DEVICE, Placement, shardings
 from geomjax.models import hf
 from geomjax.models.config import ModelConfig
+from geomjax.optim.roles import path_of
 from geomjax.typing import Params, Path
 
 
@@ -41,27 +42,63 @@ class _Shard:
 
 
 def layout(
-    config: ModelConfig, shapes: Params, mesh: jax.sharding.Mesh | None
+    config: ModelConfig, shapes: Params, placement: Placement
 ) -> dict[Path, Sharding]:
     """Where every parameter goes: over a mesh, or whole on the default device.
 
     Args:
       config: The model's configuration.
       shapes: The parameters' shapes, `model.shapes`.
-      mesh: The mesh, or None for one device.
+      placement: The mesh and its table, or one device.
 
     Returns:
       A sharding for each path.
 
     Raises:
-      ValueError: The mesh does not divide the parameters (all named).
+      ValueError: The mesh does not divide the parameters, or the heads, which are split
+        whole (all named).
     """
     paths = [rule.path for rule in hf.rules(config)]
-    if mesh is None:
+    if placement.mesh is None:
         return dict.fromkeys(paths, SingleDeviceSharding(jax.local_devices()[0]))
     roles = hf.roles(config)
     axes = {path: roles[path].logical_axes for path in paths}
-    return dict(shardings(axes, {p: hf.leaf(shapes, p).shape for p in paths}, mesh))
+    sizes = {path: hf.leaf(shapes, path).shape for path in paths}
+    heads: dict[Path, tuple[int]] = {("heads",): (config.text.num_heads,)}
+    if config.text.latent is None:
+        heads[("kv_heads",)] = (config.text.num_kv_heads,)
+    found = shardings(
+        axes | {name: name for name in heads},
+        sizes | heads,
+        placement.mesh,
+        placement.rules,
+    )
+    return {path: found[path] for path in paths}
+
+
+def placed_shapes(
+    config: ModelConfig, shapes: Params, dtype: Any, placement: Placement
+) -> Params:
+    """The parameters that `read_params` would return, as `jax.ShapeDtypeStruct`.
+
+    With their shardings, so that a program is compiled for them without any device.
+
+    Args:
+      config: The model's configuration.
+      shapes: The parameters' shapes, `model.shapes`.
+      dtype: Of the parameters.
+      placement: The mesh and its table, or one device.
+
+    Raises:
+      ValueError: As `layout`.
+    """
+    places = layout(config, shapes, placement)
+    return jax.tree_util.tree_map_with_path(
+        lambda keys, leaf: jax.ShapeDtypeStruct(
+            leaf.shape, dtype, sharding=places[path_of(keys)]
+        ),
+        shapes,
+    )
 
 
 def read_params(
@@ -69,7 +106,7 @@ def read_params(
     config: ModelConfig,
     shapes: Params,
     dtype: Any,
-    mesh: jax.sharding.Mesh | None = None,
+    placement: Placement = ONE_DEVICE,
 ) -> Params:
     """Reads a checkpoint into stacked parameters, one leaf after another.
 
@@ -82,7 +119,7 @@ def read_params(
       config: The model's configuration.
       shapes: The parameters' shapes, `model.shapes`.
       dtype: Of the parameters; float32 holds bfloat16 and float16 exactly.
-      mesh: Where to put them; by default whole on the first device.
+      placement: Where to put them; by default whole on the first device.
 
     Returns:
       The parameters, laid out by the table of `geomjax.meshes`.
@@ -93,7 +130,7 @@ def read_params(
     """
     source = hf.published(source, config)
     hf.check_names(source, config, shapes)
-    places = layout(config, shapes, mesh)
+    places = layout(config, shapes, placement)
     params: Params = {}
     overflown: list[str] = []
     for rule in hf.rules(config):

@@ -13,8 +13,9 @@ from geomjax.objectives.divergence import Divergence
 from geomjax.objectives.surrogate import Clip, clipped_surrogate
 from geomjax.objectives.vocabulary import (
     DEFAULT_CHUNK_TOKENS,
+    head,
     logits,
-    map_token_chunks,
+    map_tokens,
     token_log_probs,
 )
 from geomjax.typing import LanguageModel, Params
@@ -116,25 +117,26 @@ def full_vocabulary(
             f"the student's vocabulary has {student.vocab_size} tokens, the teacher's "
             f"{teacher.vocab_size}; distillation needs one tokenizer"
         )
+    placement = student.placement
 
     def objective(params: Params, teacher_params: Params, batch: Batch):
         _, shifted = shift_targets(batch)
         student_hidden = target_hidden(student, params, batch)
         teacher_hidden = target_hidden(teacher, teacher_params, batch)
-        student_head = student.unembedding(params)
-        teacher_head = jax.lax.stop_gradient(teacher.unembedding(teacher_params))
+        heads = (
+            head(student, params, placement),
+            jax.lax.stop_gradient(head(teacher, teacher_params, placement)),
+        )
 
-        def token_losses(student_hidden, teacher_hidden):
-            ours = logits(student, student_head, student_hidden, temperature)
-            theirs = logits(teacher, teacher_head, teacher_hidden, temperature)
+        def token_losses(student_head, teacher_head, student_hidden, teacher_hidden):
+            ours = logits(student, student_head, student_hidden, temperature, placement)
+            theirs = logits(
+                teacher, teacher_head, teacher_hidden, temperature, placement
+            )
             return divergence(jax.nn.log_softmax(theirs), jax.nn.log_softmax(ours))
 
-        flat = tuple(
-            h.reshape(-1, h.shape[-1])
-            for h in (student_hidden, jax.lax.stop_gradient(teacher_hidden))
-        )
-        losses = map_token_chunks(token_losses, flat, chunk_tokens)
-        loss = weighted_sum(losses.reshape(shifted.weights.shape), shifted.weights)
-        return loss, {}
+        hidden = student_hidden, jax.lax.stop_gradient(teacher_hidden)
+        losses = map_tokens(token_losses, heads, hidden, chunk_tokens, placement)
+        return weighted_sum(losses, shifted.weights), {}
 
     return objective

@@ -14,8 +14,9 @@ from geomjax.objectives.base import (
 from geomjax.objectives.divergence import Divergence
 from geomjax.objectives.vocabulary import (
     DEFAULT_CHUNK_TOKENS,
+    head,
     logits,
-    map_token_chunks,
+    map_tokens,
 )
 from geomjax.typing import LanguageModel, Params
 
@@ -62,31 +63,32 @@ def top_k(
         otherwise, above the vocabulary, or leaving the bucket empty.
     """
     _check(student.vocab_size, teacher.vocab_size, k, support, tail)
+    placement = student.placement
 
     def objective(params: Params, teacher_params: Params, batch: Batch):
         _, shifted = shift_targets(batch)
-        student_head = student.unembedding(params)
-        teacher_head = jax.lax.stop_gradient(teacher.unembedding(teacher_params))
+        heads = (
+            head(student, params, placement),
+            jax.lax.stop_gradient(head(teacher, teacher_params, placement)),
+        )
 
-        def token_losses(student_hidden, teacher_hidden):
-            ours = logits(student, student_head, student_hidden, temperature)
-            theirs = logits(teacher, teacher_head, teacher_hidden, temperature)
+        def token_losses(student_head, teacher_head, student_hidden, teacher_hidden):
+            ours = logits(student, student_head, student_hidden, temperature, placement)
+            theirs = logits(
+                teacher, teacher_head, teacher_hidden, temperature, placement
+            )
             chosen = jax.lax.stop_gradient(ours if support == "student" else theirs)
             index = jax.lax.top_k(chosen, k)[1]
             return divergence(
                 restrict(theirs, index, tail), restrict(ours, index, tail)
             )
 
-        flat = tuple(
-            hidden.reshape(-1, hidden.shape[-1])
-            for hidden in (
-                target_hidden(student, params, batch),
-                jax.lax.stop_gradient(target_hidden(teacher, teacher_params, batch)),
-            )
+        hidden = (
+            target_hidden(student, params, batch),
+            jax.lax.stop_gradient(target_hidden(teacher, teacher_params, batch)),
         )
-        losses = map_token_chunks(token_losses, flat, chunk_tokens)
-        loss = weighted_sum(losses.reshape(shifted.weights.shape), shifted.weights)
-        return loss, {}
+        losses = map_tokens(token_losses, heads, hidden, chunk_tokens, placement)
+        return weighted_sum(losses, shifted.weights), {}
 
     return objective
 

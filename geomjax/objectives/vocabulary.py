@@ -2,17 +2,95 @@
 
 At a vocabulary of 151,936 the float32 logits of 8,192 tokens take 5 GB. Here no more
 than one chunk's exist at a time, in the forward and in the backward pass.
+
+On a mesh the vocabulary is split as well: `head` lays the unembedding out by its rows,
+once, and each chunk of hidden states is gathered to all of them. Chunks alone would
+gather the head for every chunk. The placement says which of the two it is; a function
+of the logits is written once, for both.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from geomjax.meshes import ONE_DEVICE, Placement
 from geomjax.typing import LanguageModel, Params
 
 DEFAULT_CHUNK_TOKENS = 1024
+
+
+_HIDDEN = -1e30
+"""Logit of a row that pads the vocabulary; finite, so that no gradient is NaN."""
+
+
+def map_tokens(
+    function: Callable[..., Float[Array, " c"]],
+    heads: tuple[Float[Array, "W _"], ...],
+    arrays: tuple[Array, ...],
+    chunk_tokens: int,
+    placement: Placement = ONE_DEVICE,
+) -> Float[Array, "B s"]:
+    """Applies a function of tokens to all of them, in chunks one after another.
+
+    On a mesh a chunk is some slots of every sequence, so that each group of devices
+    that shares the vocabulary has its own sequences, and the gradients of the heads are
+    summed over these groups once, after the last chunk.
+
+    Args:
+      function: From the heads and slices `[c, ...]` of the arrays to one float32 a
+        token, `[c]`.
+      heads: What every chunk needs whole, from `head`.
+      arrays: Arrays `[B, s, ...]`.
+      chunk_tokens: Most tokens whose whole logits a device is to hold. A device that
+        holds a part of the vocabulary takes as many more at a time.
+      placement: Where the arrays lie.
+
+    Returns:
+      The values of all tokens.
+    """
+    batch, slots = arrays[0].shape[:2]
+    if placement.mesh is None:
+        flat = tuple(a.reshape(batch * slots, *a.shape[2:]) for a in arrays)
+        of_tokens = partial(function, *heads)
+        return map_token_chunks(of_tokens, flat, chunk_tokens).reshape(batch, slots)
+    of_rows = partial(_map_slots, function, len(heads), chunk_tokens, placement)
+    local = placement.local(
+        of_rows,
+        [(None, None)] * len(heads)
+        + [("rows", *[None] * (a.ndim - 1)) for a in arrays],
+        ("rows", None),
+        along="rows",
+    )
+    return placement.constrain(local(*heads, *arrays), "batch", None)
+
+
+def _map_slots(function, count, chunk_tokens, placement, *arguments):
+    """`map_tokens` of the sequences of one group of devices."""
+    heads, arrays = arguments[:count], arguments[count:]
+    rows, slots = arrays[0].shape[:2]
+    chunk = max(1, chunk_tokens * placement.parts("loss_vocab") // rows)
+    chunks = -(-slots // chunk)
+
+    def of_slots(heads, arrays):
+        whole = [placement.constrain(a, "rows", *[None] * (a.ndim - 1)) for a in arrays]
+        flat = [a.reshape(-1, *a.shape[2:]) for a in whole]
+        return function(*heads, *flat).reshape(rows, -1)
+
+    if chunks == 1:
+        return of_slots(heads, arrays)
+
+    def split(array):
+        padding = [(0, 0), (0, chunks * chunk - slots)] + [(0, 0)] * (array.ndim - 2)
+        shape = (rows, chunks, chunk, *array.shape[2:])
+        by_chunk = jnp.moveaxis(jnp.pad(array, padding).reshape(shape), 1, 0)
+        return placement.constrain(by_chunk, None, "batch", *[None] * (array.ndim - 1))
+
+    body = jax.checkpoint(of_slots)
+    values = jax.lax.map(partial(body, heads), tuple(split(a) for a in arrays))
+    return jnp.moveaxis(values, 0, 1).reshape(rows, -1)[:, :slots]
 
 
 def map_token_chunks(
@@ -46,22 +124,47 @@ def map_token_chunks(
     return jax.lax.map(body, tuple(split(a) for a in arrays)).reshape(-1)[:count]
 
 
+def head(
+    model: LanguageModel, params: Params, placement: Placement = ONE_DEVICE
+) -> Float[Array, "W D"]:
+    """The unembedding as `logits` takes it, W >= V.
+
+    On a mesh it is in the compute dtype, and its rows, as many as divide, are split
+    over `loss_vocab`: it is moved once, before the chunks.
+    """
+    unembedding = model.unembedding(params)
+    if placement.mesh is None:
+        return unembedding
+    parts = placement.parts("loss_vocab")
+    rows = -(-model.vocab_size // parts) * parts
+    cut = unembedding.astype(model.dtype)[:rows]
+    return placement.pad(cut, "loss_vocab", None)
+
+
 def logits(
     model: LanguageModel,
-    unembedding: Float[Array, "V D"],
+    head: Float[Array, "W D"],
     hidden: Float[Array, "n D"],
     temperature: float,
-) -> Float[Array, "n V"]:
-    """Logits over temperature, float32 (float64 of a float64 model)."""
+    placement: Placement = ONE_DEVICE,
+) -> Float[Array, "n W"]:
+    """Logits over temperature, float32 (float64 of a float64 model).
+
+    Those of rows that pad the vocabulary are so low that they have no probability.
+    """
     wide = jnp.float64 if model.dtype == jnp.float64 else jnp.float32
     product = jnp.einsum(
         "nd,vd->nv",
         hidden,
-        unembedding.astype(model.dtype),
+        head.astype(model.dtype),
         precision=model.precision,
         preferred_element_type=wide,
     )
-    return product / temperature
+    product = placement.constrain(product, "rows", "loss_vocab") / temperature
+    if head.shape[0] == model.vocab_size:
+        return product
+    token = jnp.arange(head.shape[0])[None, :] < model.vocab_size
+    return jnp.where(token, product, jnp.asarray(_HIDDEN, product.dtype))
 
 
 def token_log_probs(
@@ -86,12 +189,13 @@ def token_log_probs(
     Returns:
       Float32 log-probabilities.
     """
-    unembedding = model.unembedding(params)
+    placement = model.placement
+    unembedding = head(model, params, placement)
 
-    def log_probs(hidden, target):
-        scores = logits(model, unembedding, hidden, temperature)
+    def log_probs(unembedding, hidden, target):
+        scores = logits(model, unembedding, hidden, temperature, placement)
         picked = jnp.take_along_axis(scores, target[:, None], axis=-1)[:, 0]
         return picked - jax.nn.logsumexp(scores, axis=-1)
 
-    flat = (hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1))
-    return map_token_chunks(log_probs, flat, chunk_tokens).reshape(targets.shape)
+    arrays = hidden, targets
+    return map_tokens(log_probs, (unembedding,), arrays, chunk_tokens, placement)

@@ -109,7 +109,8 @@ def sample(
 
     The prompt is prefilled in one pass; then one token a step is decoded through the
     cache until every row has stopped. The weights are cast and unstacked once, before
-    the loop. The draw of token t of row b depends on (key, b, t) alone.
+    the loop, and on a mesh laid out for decoding, so that the loop gathers none. The
+    draw of token t of row b depends on (key, b, t) alone.
 
     Args:
       model: The model to sample from.
@@ -137,7 +138,11 @@ def sample(
     length = prompt_length + max_new_tokens
     params = jax.tree.map(lambda weight: weight.astype(model.dtype), params)
     params = jax.lax.optimization_barrier(model.split_layers(params))
-    unembedding = model.unembedding(params)
+    place = model.placement.decoding
+    unembedding = place.pad(model.unembedding(params), "vocab", None)
+    tokens, positions, segment_ids = (
+        place.constrain(x, "batch", None) for x in (tokens, positions, segment_ids)
+    )
     # All keys at once: drawn one step at a time, they cost as much as the tokens.
     fold_rows = jax.vmap(jax.random.fold_in, (0, None))
     keys = jax.vmap(fold_rows, (None, 0))(
@@ -146,13 +151,18 @@ def sample(
     stops = jnp.asarray(stop_tokens, jnp.int32)
 
     def logits_of(hidden):
-        return jnp.einsum(
+        logits = jnp.einsum(
             "bd,vd->bv",
             hidden,
             unembedding,
             precision=model.precision,
             preferred_element_type=jnp.float32,
         )
+        logits = place.constrain(logits, "batch", "vocab")
+        if unembedding.shape[0] == model.vocab_size:
+            return logits
+        token = jnp.arange(unembedding.shape[0])[None, :] < model.vocab_size
+        return jnp.where(token, logits, -jnp.inf)
 
     def draw(logits, step, alive, out):
         """Samples slot P + step for the rows still alive."""

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from geomjax.data.batches import PromptBatch
@@ -37,14 +38,36 @@ StepMetrics = dict[str, Float[Array, " u"]]
 Step = Callable[..., tuple[TrainState, StepMetrics]]
 
 
-def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
-    """The state before the first step; copies `params`, as a step donates its state."""
+def init_state(
+    params: Params, tx: optax.GradientTransformation, layout: TrainState | None = None
+) -> TrainState:
+    """The state before the first step; copies `params`, as a step donates its state.
+
+    Args:
+      params: Parameters.
+      tx: The optimizer.
+      layout: Shardings of the state on a mesh, see `geomjax.train.layout`; what `tx`
+        makes elsewhere is moved there.
+
+    Returns:
+      The state.
+    """
     params = jax.tree.map(jnp.copy, params)
-    return TrainState(jnp.int32(0), params, tx.init(params))
+    state = TrainState(jnp.int32(0), params, tx.init(params))
+    return state if layout is None else jax.device_put(state, layout)
+
+
+def _laid_out(tree: Any, layout: Any | None) -> Any:
+    return tree if layout is None else jax.lax.with_sharding_constraint(tree, layout)
 
 
 def accumulate_gradients(
-    objective: Objective, params: Params, context: Params, batch: Batch, parts: int
+    objective: Objective,
+    params: Params,
+    context: Params,
+    batch: Batch,
+    parts: int,
+    layout: Params | None = None,
 ) -> tuple[Params, Float[Array, ""], Metrics]:
     """Gradient of the loss over a mini-batch, in `parts` micro-batches.
 
@@ -57,22 +80,25 @@ def accumulate_gradients(
       context: Passed on to the objective.
       batch: A mini-batch; `parts` divides its rows.
       parts: Number of micro-batches, which bounds the memory of activations.
+      layout: Shardings of the gradients on a mesh.
 
     Returns:
       Gradients, loss and metrics.
     """
     value_and_grad = jax.value_and_grad(objective, has_aux=True)
+
+    def of_part(part):
+        (loss, metrics), gradients = value_and_grad(params, context, part)
+        return _laid_out(gradients, layout), loss, metrics
+
     if parts == 1:
-        (loss, metrics), gradients = value_and_grad(params, context, batch)
-        return gradients, loss, metrics
+        return of_part(batch)
 
     def body(total, part):
-        (loss, metrics), gradients = value_and_grad(params, context, part)
-        return jax.tree.map(jnp.add, total, (gradients, loss, metrics)), None
+        return jax.tree.map(jnp.add, total, of_part(part)), None
 
     first, rest = _split_first(batch, parts)
-    (loss, metrics), gradients = value_and_grad(params, context, first)
-    return jax.lax.scan(body, (gradients, loss, metrics), rest)[0]
+    return jax.lax.scan(body, of_part(first), rest)[0]
 
 
 def _split_rows(tree: Any, parts: int) -> Any:
@@ -89,7 +115,11 @@ def _split_first(tree: Any, parts: int) -> tuple[Any, Any]:
 
 
 def make_update(
-    objective: Objective, tx: optax.GradientTransformation, *, micro_batches: int
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    *,
+    micro_batches: int,
+    layout: TrainState | None = None,
 ) -> Callable[
     [Params, Any, Params, Batch], tuple[Params, Any, dict[str, Float[Array, ""]]]
 ]:
@@ -99,6 +129,7 @@ def make_update(
       objective: Loss and metrics of a batch.
       tx: Any optax transform.
       micro_batches: Parts in which the gradient is accumulated.
+      layout: Shardings of the state on a mesh.
 
     Returns:
       `update(params, opt_state, context, batch) -> (params, opt_state, metrics)`. The
@@ -106,10 +137,11 @@ def make_update(
       optimizer's figures where it has moments (`adam_state_figures`), and `finite/PATH`
       for every parameter, 1.0 where its gradient is finite.
     """
+    of_params, of_state = (None, None) if layout is None else layout[1:]
 
     def update(params, opt_state, context, batch):
         gradients, loss, metrics = accumulate_gradients(
-            objective, params, context, batch, micro_batches
+            objective, params, context, batch, micro_batches, of_params
         )
         updates, opt_state = tx.update(gradients, opt_state, params)
         metrics = metrics | {
@@ -119,9 +151,18 @@ def make_update(
             **_optimizer_figures(gradients, opt_state),
             **_finite_flags(gradients),
         }
-        return apply_updates(params, updates), opt_state, metrics
+        params = _laid_out(apply_updates(params, updates), of_params)
+        return params, _laid_out(opt_state, of_state), metrics
 
     return update
+
+
+def _jit(step: Callable[..., Any], layout: TrainState | None) -> Step:
+    """Jits a step that donates its state and returns it in its layout."""
+    if layout is None:
+        return jax.jit(step, donate_argnums=0)
+    whole = NamedSharding(jax.tree.leaves(layout)[0].mesh, PartitionSpec())
+    return jax.jit(step, donate_argnums=0, out_shardings=(layout, whole))
 
 
 def _optimizer_figures(gradients, opt_state) -> dict[str, Float[Array, ""]]:
@@ -148,13 +189,17 @@ def _finite_flags(gradients: Params) -> dict[str, Float[Array, ""]]:
 
 
 def make_supervised_step(
-    objective: Objective, tx: optax.GradientTransformation, *, micro_batches: int = 1
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    *,
+    micro_batches: int = 1,
+    layout: TrainState | None = None,
 ) -> Step:
     """A training step on given sequences: `step(state, context, batch)`, jitted.
 
-    The state is donated.
+    The state is donated, and stays in its layout where it has one.
     """
-    update = make_update(objective, tx, micro_batches=micro_batches)
+    update = make_update(objective, tx, micro_batches=micro_batches, layout=layout)
 
     def step(state: TrainState, context: Params, batch: Batch):
         params, opt_state, metrics = update(
@@ -163,7 +208,7 @@ def make_supervised_step(
         metrics = jax.tree.map(lambda x: x[None], metrics)
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return _jit(step, layout)
 
 
 class Sampling(NamedTuple):
@@ -232,6 +277,7 @@ def make_distill_step(
     *,
     mini_batches: int,
     micro_batches: int = 1,
+    layout: TrainState | None = None,
 ) -> Step:
     """A training step of on-policy distillation, P1's outer loop, jitted.
 
@@ -246,12 +292,13 @@ def make_distill_step(
       sampling: How rollouts are drawn.
       mini_batches: Optimizer updates a rollout.
       micro_batches: Parts in which the gradient of one update is accumulated.
+      layout: Shardings of the state on a mesh, from `geomjax.train.layout`.
 
     Returns:
       The step. Metrics, one value an update: those of `make_update`, and
       `completion_tokens`, the mean length of a completion in the mini-batch.
     """
-    update = make_update(objective, tx, micro_batches=micro_batches)
+    update = make_update(objective, tx, micro_batches=micro_batches, layout=layout)
 
     def step(state: TrainState, teacher_params: Params, prompts: PromptBatch, key):
         count = prompts.tokens.shape[0]
@@ -279,4 +326,4 @@ def make_distill_step(
         )
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return _jit(step, layout)

@@ -18,7 +18,7 @@ from tiny_vl import (
 
 from geomjax.checkpoints.sources import DictSource
 from geomjax.data.patches import ImagePatches
-from geomjax.meshes import mesh_from_string
+from geomjax.meshes import ONE_DEVICE, Placement, mesh_from_string
 from geomjax.models import hf
 from geomjax.models.families import model_config
 from geomjax.models.fields import read_config
@@ -259,8 +259,8 @@ def test_reading_inverts_writing_bit_for_bit(in_memory, mesh):
         lambda x: x.astype(jnp.bfloat16), random_params(MODEL, seed=4)
     )
     source = DictSource(stored(params, in_memory=in_memory))
-    mesh = mesh and mesh_from_string(mesh)
-    back = read_params(source, CONFIG, MODEL.shapes, ml_dtypes.bfloat16, mesh)
+    placement = Placement(mesh_from_string(mesh)) if mesh else ONE_DEVICE
+    back = read_params(source, CONFIG, MODEL.shapes, ml_dtypes.bfloat16, placement)
     jax.tree.map(np.testing.assert_array_equal, back, params)
     again = hf.from_hf(stored(back, in_memory=False), CONFIG)
     jax.tree.map(np.testing.assert_array_equal, again, params)

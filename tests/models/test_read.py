@@ -14,7 +14,7 @@ from tiny_decoder import variant
 
 from geomjax.checkpoints.sources import DictSource
 from geomjax.checkpoints.writer import write_safetensors
-from geomjax.meshes import mesh_from_string
+from geomjax.meshes import Placement, mesh_from_string
 from geomjax.models import hf
 from geomjax.models.decoder import Decoder
 from geomjax.models.load import load, new_config_json
@@ -64,7 +64,7 @@ class RecordingSource:
 
 def read(source, config, mesh=None):
     shapes = Decoder(config, config.vocab_size).shapes
-    return read_params(source, config, shapes, np.float32, mesh)
+    return read_params(source, config, shapes, np.float32, Placement(mesh))
 
 
 @pytest.mark.parametrize("mesh", [None, "fsdp=8", "data=2,fsdp=2,tensor=2"])
@@ -110,6 +110,11 @@ def test_a_mesh_that_does_not_divide_is_refused_before_anything_is_read():
     source = RecordingSource(variant(hidden_size=20))
     with pytest.raises(ValueError, match=r"norm\.weight: 20 embed over fsdp=8"):
         read(source, variant(hidden_size=20), mesh_from_string("fsdp=8"))
+    with pytest.raises(
+        ValueError, match=r"kv_heads: 2 kv_heads over tensor=4"
+    ) as error:
+        read(source, CONFIG, mesh_from_string("tensor=4,data=2"))
+    assert "where 1 or 2 divides" in str(error.value)
     assert not source.reads
 
 
@@ -120,7 +125,7 @@ def test_a_sharded_checkpoint_loads_onto_a_mesh(tmp_path):
     assert len(paths) > 1
     text = json.dumps(new_config_json(Decoder(CONFIG, CONFIG.vocab_size)))
     (tmp_path / "config.json").write_text(text)
-    _, params = load(tmp_path, mesh=mesh_from_string("fsdp=4,tensor=2"))
+    _, params = load(tmp_path, placement=Placement(mesh_from_string("fsdp=4,tensor=2")))
     for name, tensor in hf.to_hf(params, CONFIG):
         np.testing.assert_array_equal(tensor, tensors[name].astype(np.float32))
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from geomjax.meshes import ONE_DEVICE, Placement
 from geomjax.objectives.base import Batch
 
 
@@ -18,6 +19,7 @@ class TableModel(NamedTuple):
     vocab_size: int
     dtype: Any = jnp.float32
     precision: jax.lax.Precision = jax.lax.Precision.HIGHEST
+    placement: Placement = ONE_DEVICE
 
     def unembedding(self, params):
         return params["head"]

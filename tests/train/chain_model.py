@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from geomjax.meshes import ONE_DEVICE, Placement
+
 
 class ChainModel(NamedTuple):
     """`hidden = table[token]`, `logits = hidden @ head.T`; the context is one token."""
@@ -13,6 +15,7 @@ class ChainModel(NamedTuple):
     vocab_size: int
     dtype: Any = jnp.float32
     precision: jax.lax.Precision = jax.lax.Precision.HIGHEST
+    placement: Placement = ONE_DEVICE
 
     def unembedding(self, params):
         return params["head"]

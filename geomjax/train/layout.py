@@ -1,0 +1,82 @@
+"""How a training state lies on a mesh: everything that belongs to a parameter, with it.
+
+A program that is sharded from its first array to its last is built in three calls, for
+arrays or, without any device, for `jax.ShapeDtypeStruct`s that have shardings:
+
+    params = load(path, placement=Placement(mesh)).params
+    layout = state_layout(params, tx)
+    step = make_distill_step(model, objective, tx, sampling, layout=layout, ...)
+    state = init_state(params, tx, layout)
+
+`step` returns its state in the layout, and on one device, where the layout is None,
+does what it would do without.
+"""
+
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from geomjax.optim.roles import path_of
+from geomjax.train.step import TrainState
+from geomjax.typing import Params, Path
+
+
+def state_layout(params: Params, tx: optax.GradientTransformation) -> TrainState | None:
+    """The shardings of the state that training starts from.
+
+    Args:
+      params: Parameters laid out on a mesh, or their shapes with `sharding`.
+      tx: The optimizer; a mask in it may be on the host.
+
+    Returns:
+      A sharding for each leaf of the state; None where the parameters are on no mesh.
+    """
+    leaf = jax.tree.leaves(params)[0]
+    if not isinstance(leaf.sharding, NamedSharding):
+        return None
+    opt_state = jax.eval_shape(tx.init, params)
+    whole: Any = NamedSharding(leaf.sharding.mesh, PartitionSpec())
+    return TrainState(
+        step=whole,
+        params=jax.tree.map(lambda leaf: leaf.sharding, params),
+        opt_state=like_parameters(opt_state, params),
+    )
+
+
+def like_parameters(tree: Any, params: Params) -> Any:
+    """Shardings of a tree that holds something for each parameter.
+
+    A leaf whose path holds a parameter's path, and which has the parameter's shape, is
+    laid out as the parameter: moments, masks, the states of `per_matrix`. Everything
+    else, such as counts, is whole on every device.
+
+    Args:
+      tree: Arrays or their shapes.
+      params: Parameters laid out on a mesh, or their shapes with `sharding`.
+
+    Returns:
+      A sharding for each leaf of the tree.
+    """
+    known = {
+        path_of(keys): leaf
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    mesh = next(iter(known.values())).sharding.mesh
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def of_leaf(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        within = _parameter(path_of(keys), known)
+        if within is None or known[within].shape != leaf.shape:
+            return whole
+        return known[within].sharding
+
+    return jax.tree_util.tree_map_with_path(of_leaf, tree)
+
+
+def _parameter(path: Path, known: dict[Path, Any]) -> Path | None:
+    """The longest parameter's path within a path."""
+    count = len(path)
+    parts = (path[i : i + n] for n in range(count, 0, -1) for i in range(count - n + 1))
+    return next((part for part in parts if part in known), None)
