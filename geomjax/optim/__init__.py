@@ -28,6 +28,7 @@ from geomjax.optim.promotion import standard_promotion
 from geomjax.optim.roles import Role, Roles, map_with_roles
 from geomjax.optim.schedules import learning_rate_schedule
 from geomjax.optim.source_mask import SOURCE_RULES, source_mask
+from geomjax.optim.sparse_adamw import SparseAdamWState, sparse_adamw
 from geomjax.optim.state_figures import AdamStateFigures, adam_state_figures
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "Role",
     "Roles",
     "StoredState",
+    "SparseAdamWState",
     "TopFraction",
     "adam_state_figures",
     "apply_updates",
@@ -65,6 +67,7 @@ __all__ = [
     "save_basis",
     "save_mask",
     "source_mask",
+    "sparse_adamw",
     "standard_promotion",
     "stochastic_round",
     "stored_bfloat16",

@@ -61,7 +61,8 @@ def build(
     by the global norm of what is left, and then reach the optimizer; its update, weight
     decay included, is masked or projected again on the way out. A part that is not
     asked for is absent. Of mask, basis and rounding, a basis stands alone: the others
-    would take the parameters out of its subspace.
+    would take the parameters out of its subspace. "sparse_adamw" masks and clips by
+    itself, in the same order within `freeze`.
 
     Args:
       spec: the description.
@@ -89,25 +90,30 @@ def build(
         warmup_steps=spec.warmup_steps,
         total_steps=spec.total_steps,
     )
+    clip_norm = spec.clip_norm
+    if clip_norm is not None and not (math.isfinite(clip_norm) and clip_norm > 0):
+        raise ValueError(
+            f"clip_norm: got {clip_norm}, expected a finite number above 0, or None for"
+            " no clipping"
+        )
+    packs = spec.name == "sparse_adamw"
     tx = make(
         spec.name,
         schedule,
         roles=roles,
         decay_kinds=spec.decay_kinds,
-        kwargs=spec.kwargs,
+        kwargs={
+            **spec.kwargs,
+            **({"coordinates": mask, "clip_norm": clip_norm} if packs else {}),
+        },
     )
-    if spec.clip_norm is not None:
-        if not (math.isfinite(spec.clip_norm) and spec.clip_norm > 0):
-            raise ValueError(
-                f"clip_norm: got {spec.clip_norm}, expected a finite number above 0, or"
-                " None for no clipping"
-            )
-        tx = optax.chain(optax.clip_by_global_norm(spec.clip_norm), tx)
+    if clip_norm is not None and not packs:
+        tx = optax.chain(optax.clip_by_global_norm(clip_norm), tx)
     if spec.frozen:
         tx = freeze(spec.frozen, tx)
     if basis is not None:
         tx = project_updates(basis, roles, tx)
-    if mask is not None:
+    if mask is not None and not packs:
         tx = coordinate_mask(mask, tx)
     if spec.stored is not None:
         tx = stored_bfloat16(spec.stored, tx)

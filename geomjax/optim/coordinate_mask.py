@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from geomjax.optim.roles import dotted, path_of
+from geomjax.typing import Path
 
 
 class CoordinateMaskState(NamedTuple):
@@ -81,7 +82,7 @@ def coordinate_mask(
             # optax.tree.map_params sends a placeholder to learn which parts of a state
             # are shaped like the parameters: the mask is.
             return CoordinateMaskState(params, inner.init(params))
-        _check_mask(mask, params)
+        masks_by_path(mask, params)
         # A copy: a donated state must not take the caller's mask with it.
         copied = jax.tree.map(lambda m: jnp.array(m, dtype=bool, copy=True), mask)
         return CoordinateMaskState(copied, inner.init(params))
@@ -89,17 +90,17 @@ def coordinate_mask(
     def update(
         updates: Any, state: CoordinateMaskState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, CoordinateMaskState]:
-        gradients = _select(state.mask, updates, 0.0)
+        gradients = select(state.mask, updates, 0.0)
         updates, inner_state = inner.update(
             gradients, state.inner_state, params, **extra_args
         )
-        updates = _select(state.mask, updates, -0.0)
+        updates = select(state.mask, updates, -0.0)
         return updates, CoordinateMaskState(state.mask, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _select(mask: Any, tree: Any, otherwise: float) -> Any:
+def select(mask: Any, tree: Any, otherwise: float) -> Any:
     """`tree` where the mask is True or absent, and `otherwise` elsewhere."""
     return jax.tree.map(
         lambda m, x: x if m is None else jnp.where(m, x, otherwise),
@@ -109,27 +110,47 @@ def _select(mask: Any, tree: Any, otherwise: float) -> Any:
     )
 
 
-def _check_mask(mask: Any, params: Any) -> None:
-    """Raises ValueError with every part of the mask that does not fit the params."""
+def masks_by_path(mask: Any, params: Any) -> dict[Path, Any]:
+    """The mask of each parameter, None for those that are trained throughout.
+
+    Args:
+      mask: as in `coordinate_mask`.
+      params: the parameters. What optax has masked out (`freeze`) needs no mask, and
+        one that is given is passed over.
+
+    Returns:
+      A mask or None for the path of every parameter.
+
+    Raises:
+      ValueError: every part of the mask that does not fit the parameters.
+    """
     shapes = {
         path_of(keys): leaf.shape
         for keys, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
+    hidden = {
+        path_of(keys)
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(
+            params, is_leaf=lambda x: isinstance(x, optax.MaskedNode)
+        )
+        if isinstance(leaf, optax.MaskedNode)
+    }
     problems = []
-    covered = set()
+    masks: dict[Path, Any] = {}
     for keys, m in jax.tree_util.tree_leaves_with_path(
         mask, is_leaf=lambda m: m is None
     ):
         path = path_of(keys)
         if m is None:
-            below = {p for p in shapes if p[: len(path)] == path}
+            below = {p for p in (*shapes, *hidden) if p[: len(path)] == path}
             if not below:
                 problems.append(f"{dotted(path)}: no such parameter")
-            covered |= below
+            masks |= dict.fromkeys(below)
             continue
-        covered.add(path)
+        masks[path] = m
         if path not in shapes:
-            problems.append(f"{dotted(path)}: no such parameter")
+            if path not in hidden:
+                problems.append(f"{dotted(path)}: no such parameter")
         elif jnp.result_type(m) != jnp.dtype(bool) or jnp.shape(m) != shapes[path]:
             problems.append(
                 f"{dotted(path)}: got {jnp.result_type(m)}{list(jnp.shape(m))},"
@@ -138,9 +159,10 @@ def _check_mask(mask: Any, params: Any) -> None:
     problems += [
         f"{dotted(path)}: no mask (None trains it throughout)"
         for path in shapes
-        if path not in covered
+        if path not in masks
     ]
     if problems:
         raise ValueError(
             "the mask does not fit the parameters:\n  " + "\n  ".join(problems)
         )
+    return {path: masks[path] for path in shapes}

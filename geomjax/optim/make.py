@@ -11,6 +11,7 @@ from geomjax.optim.lamb import lamb
 from geomjax.optim.muon import muon
 from geomjax.optim.promotion import standard_promotion
 from geomjax.optim.roles import Kind, Role, Roles, map_with_roles
+from geomjax.optim.sparse_adamw import sparse_adamw
 from geomjax.typing import Path
 
 _OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
@@ -22,6 +23,7 @@ _OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "muon": muon,
     "rmsprop": optax.rmsprop,
     "sgd": optax.sgd,
+    "sparse_adamw": sparse_adamw,
 }
 
 # Parameters of a factory that `make` fills in itself.
@@ -40,12 +42,15 @@ def make(
 
     The names are optax's, with optax's defaults (weight decay of AdamW: 1e-4, of Lion:
     1e-3, of LAMB and Muon: 0; momentum of SGD: none). LAMB and Muon are the versions of
-    this package, which know stacked layers.
+    this package, which know stacked layers, and "sparse_adamw" keeps state for the
+    coordinates of a mask alone; it takes them and the norm to clip by as keywords,
+    which `build` fills in.
 
     Args:
-      name: "adagrad", "adam", "adamw", "lamb", "lion", "muon", "rmsprop" or "sgd"; or
-        "package.module:function", for a function that takes `learning_rate` and returns
-        an optax transform. If it takes `roles`, it is given the role table.
+      name: "adagrad", "adam", "adamw", "lamb", "lion", "muon", "rmsprop", "sgd" or
+        "sparse_adamw"; or "package.module:function", for a function that takes
+        `learning_rate` and returns an optax transform. If it takes `roles`, it is given
+        the role table.
       learning_rate: a number, or a schedule of the update count.
       roles: the role table of the model.
       decay_kinds: kinds of parameter that weight decay applies to. None decays all of
@@ -95,7 +100,7 @@ def make(
         if "mask" not in parameters:
             raise ValueError(
                 f"decay_kinds: optimizer {name!r} has no mask for its weight decay;"
-                " leave decay_kinds unset, or use adamw, lamb or lion"
+                " leave decay_kinds unset, or use adamw, lamb, lion or sparse_adamw"
             )
         kwargs["mask"] = decay_mask(decay_kinds, roles)
     tx = factory(learning_rate=learning_rate, **kwargs)

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from geomjax.optim.coordinate_mask import CoordinateMaskState
+from geomjax.optim.packing import Packing, pack, used
 from geomjax.optim.roles import dotted, path_of
+from geomjax.optim.sparse_adamw import SparseAdamWState
 from geomjax.typing import Path
 
 
@@ -52,8 +54,9 @@ def adam_state_figures(gradients: Any, opt_state: Any) -> AdamStateFigures | Non
     the state before it.
 
     Trainable are the coordinates that an Adam state has moments for, frozen parameters
-    therefore not, and of those the ones on the mask of a `coordinate_mask`. With Muon
-    they are the parameters that Muon leaves to Adam; `coordinates` tells.
+    therefore not, and of those the ones on the mask of a `coordinate_mask`, or packed
+    by `sparse_adamw`. With Muon they are the parameters that Muon leaves to Adam;
+    `coordinates` tells.
 
     Sums are float32 for any dtype of the moments and are taken one axis at a time, with
     an optimization barrier between axes, and at last over the leaves. So whatever order
@@ -132,7 +135,8 @@ def _ratio(numerator: Float[Array, ""], denominator: Float[Array, ""]) -> Array:
 def _find(gradients: Any, opt_state: Any) -> list[_Moments]:
     """Moments with the gradients and masks that belong to them."""
     by_path = _by_path(gradients)
-    masks = _masks(opt_state)
+    masks = _trees(opt_state, CoordinateMaskState, "mask")
+    packings = _trees(opt_state, SparseAdamWState, "packings")
     found: dict[Path, _Moments] = {}
     for prefix, state in _adam_states(opt_state):
         second = _by_path(state.nu)
@@ -143,9 +147,12 @@ def _find(gradients: Any, opt_state: Any) -> list[_Moments]:
                     f"opt_state: {dotted(parameter)} has two pairs of moments, expected"
                     " one; hand over the part of the state that is meant"
                 )
-            found[parameter] = _Moments(
+            moments = _Moments(
                 by_path[parameter], first, second[path], masks.get(parameter)
             )
+            if parameter in packings:
+                moments = _folded(moments, packings[parameter])
+            found[parameter] = moments
     return list(found.values())
 
 
@@ -162,18 +169,35 @@ def _adam_states(opt_state: Any) -> Iterator[tuple[Path, Any]]:
             yield _dict_keys(keys), node
 
 
-def _masks(opt_state: Any) -> dict[Path, Array]:
-    """Masks of a `coordinate_mask` by parameter; none if there is no such state."""
+def _trees(opt_state: Any, kind: type, field: str) -> dict[Path, Any]:
+    """A field of all states of a kind, by parameter."""
 
-    def is_masked(node: Any) -> bool:
-        return isinstance(node, CoordinateMaskState)
+    def is_kind(node: Any) -> bool:
+        return isinstance(node, kind)
 
     states = [
-        node
-        for node in jax.tree.leaves(opt_state, is_leaf=is_masked)
-        if is_masked(node)
+        node for node in jax.tree.leaves(opt_state, is_leaf=is_kind) if is_kind(node)
     ]
-    return {path: m for state in states for path, m in _by_path(state.mask).items()}
+    return {
+        path_of(keys): leaf
+        for state in states
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(
+            getattr(state, field), is_leaf=lambda node: isinstance(node, Packing)
+        )
+    }
+
+
+def _folded(x: _Moments, packing: Packing) -> _Moments:
+    """Packed moments, their long axis folded into a square that keeps sums short."""
+    length = packing.columns.shape[-1]
+    side = math.isqrt(max(length - 1, 0)) + 1
+
+    def fold(values: Array) -> Array:
+        padding = [(0, 0)] * (values.ndim - 1) + [(0, side * side - length)]
+        return jnp.pad(values, padding).reshape(*values.shape[:-1], side, side)
+
+    parts = pack(packing, x.gradient), x.first, x.second, used(packing)
+    return _Moments(*map(fold, parts))
 
 
 def _by_path(tree: Any) -> dict[Path, Any]:

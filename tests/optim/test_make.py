@@ -103,7 +103,7 @@ def test_import_path(draw, roles, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "kwargs", "message"),
     [
-        ("adamv", {}, r"got 'adamv', expected one of \['adagrad', .*'sgd'\]"),
+        ("adamv", {}, r"got 'adamv', expected one of \['adagrad', .*'sparse_adamw'\]"),
         ("sgd", {"momentun": 0.9}, r"\['momentun'\].*'momentum', 'nesterov'\]"),
         ("sgd", {"learning_rate": 0.9}, r"unknown keywords \['learning_rate'\]"),
         ("adamw", {"mask": True}, r"unknown keywords \['mask'\]"),

@@ -16,6 +16,7 @@ from geomjax.optim import (
     per_matrix,
     project_updates,
     random_basis,
+    sparse_adamw,
     standard_promotion,
 )
 
@@ -42,6 +43,9 @@ TRANSFORMS = {
     "lamb": lambda roles, mask: standard_promotion(lamb(1e-2, roles=roles)),
     "muon": lambda roles, mask: standard_promotion(muon(1e-2, roles=roles)),
     "project_updates": lambda roles, mask: _projected(roles, mask),
+    "sparse_adamw": lambda roles, mask: standard_promotion(
+        sparse_adamw(mask, 1e-2, weight_decay=0.1, clip_norm=1.0)
+    ),
     "build_adamw": lambda roles, mask: build(
         OptimizerSpec(
             name="adamw",
@@ -51,6 +55,17 @@ TRANSFORMS = {
             clip_norm=1.0,
             frozen=(r"^norm\.",),
             kwargs={"weight_decay": 0.1},
+        ),
+        roles,
+        mask,
+    ),
+    "build_sparse_adamw": lambda roles, mask: build(
+        OptimizerSpec(
+            name="sparse_adamw",
+            learning_rate=1e-2,
+            clip_norm=1.0,
+            frozen=(r"^norm\.",),
+            decay_kinds=("matrix",),
         ),
         roles,
         mask,
