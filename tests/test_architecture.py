@@ -10,7 +10,7 @@ FLOORS = (
     {"typing", "names", "meshes", "compiled", "hosts"},
     {"geometry", "checkpoints", "data", "sandbox"},
     {"models", "optim", "update", "rewards"},
-    {"analysis", "rollout", "objectives"},
+    {"analysis", "rollout", "objectives", "evaluation"},
     {"train"},
     {"experiments", "configs"},
 )

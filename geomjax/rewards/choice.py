@@ -39,5 +39,5 @@ def multiple_choice(
         if found:
             right = found[-1] == expected[1]
             reason = f"chose {found[-1]}, expected {expected[1]}"
-            return Judgement(float(right), reason)
+            return Judgement(float(right), reason, answer=found[-1])
     return Judgement(0.0, "no choice found", "unparsed completion")

@@ -22,13 +22,20 @@ class Judgement(NamedTuple):
             read, and `timed out` where judging it took too long (both score 0, as
             wrong ones do: the completion is to blame); `unparsed reference` where the
             dataset's own answer cannot be read, so that no completion could be right,
-            and `failed` where the reward raised or its process died. The last two say
-            nothing about the completion.
+            and `failed` where the reward raised or its process died. The last two
+            (`SILENT`) say nothing about the completion.
+        answer: what the completion was read to answer, in a form that equal answers
+            share where the reward can tell; None where there is none. Votes are counted
+            by it.
     """
 
     score: float
     reason: str
     status: Status = "judged"
+    answer: str | None = None
+
+
+SILENT: tuple[Status, ...] = ("unparsed reference", "failed")
 
 
 # A reward may take settings besides, as keyword arguments.
@@ -51,12 +58,11 @@ class Tally(NamedTuple):
 
 def tally(judgements: Sequence[Judgement]) -> Tally:
     """Counts judgements by status and averages those about the completions."""
-    silent = ("unparsed reference", "failed")
-    scores = [each.score for each in judgements if each.status not in silent]
+    scores = [each.score for each in judgements if each.status not in SILENT]
     return Tally(
         mean=math.fsum(scores) / len(scores) if scores else math.nan,
         counts=dict(Counter(each.status for each in judgements)),
-        apart=[(i, each) for i, each in enumerate(judgements) if each.status in silent],
+        apart=[(i, each) for i, each in enumerate(judgements) if each.status in SILENT],
     )
 
 

@@ -59,7 +59,12 @@ def mathematics(
     # The order matters: the first may be a set or an equation that the second meets.
     equal = verify(reference, answer, timeout_seconds=None)
     relation = "equals" if equal else "differs from"
-    return Judgement(float(equal), f"{answer[0]} {relation} {reference[0]}")
+    # All that equal the reference equal each other, however they are written.
+    return Judgement(
+        float(equal),
+        f"{answer[0]} {relation} {reference[0]}",
+        answer=str(reference[0] if equal else answer[0]),
+    )
 
 
 def last_boxed(text: str) -> str | None:

@@ -19,7 +19,7 @@ from geomjax.data.prompts import Example, Message
 from geomjax.rewards.contract import Judgement
 from geomjax.sandbox import syscalls
 
-_REASON_CHARACTERS = 2_000
+_TEXT_CHARACTERS = 2_000
 
 
 def main() -> None:
@@ -84,7 +84,9 @@ def _judge(
     # Whatever a stranger's function raises costs its sample, not the run.
     except Exception as error:  # noqa: BLE001
         found = Judgement(0.0, f"raised {type(error).__name__}: {error}", "failed")
-    return found._replace(reason=found.reason[:_REASON_CHARACTERS])._asdict()
+    answer = None if found.answer is None else found.answer[:_TEXT_CHARACTERS]
+    reason = found.reason[:_TEXT_CHARACTERS]
+    return found._replace(reason=reason, answer=answer)._asdict()
 
 
 def _send(answers: TextIO, value: dict[str, Any]) -> None:

@@ -122,3 +122,15 @@ def test_a_reference_that_can_be_read_is_shown_as_read():
 )
 def test_last_boxed(text, content):
     assert last_boxed(text) == content
+
+
+def test_votes_go_to_values_not_to_their_spelling():
+    """What equals the reference is one answer; of others, numbers are by value."""
+
+    def answer(completion):
+        return mathematics(Example("?", r"2\sqrt{2}", 1), completion).answer
+
+    assert answer(r"\boxed{\sqrt{8}}") == answer(r"\boxed{2\sqrt{2}}") is not None
+    assert answer(r"\boxed{0.5}") == answer(r"\boxed{\frac{2}{4}}") == "1/2"
+    assert answer(r"\boxed{3}") != answer(r"\boxed{4}")
+    assert answer("no idea") is None

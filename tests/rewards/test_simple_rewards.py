@@ -5,6 +5,7 @@ import pytest
 from geomjax.data.prompts import Example
 from geomjax.rewards.choice import multiple_choice
 from geomjax.rewards.contract import Judgement, tally
+from geomjax.rewards.exact import exact
 from geomjax.rewards.layout import layout
 
 
@@ -35,6 +36,21 @@ def test_multiple_choice(completion, chosen):
     assert judgement.status == expected
     if chosen:
         assert judgement.reason == f"chose {chosen}, expected B"
+    assert judgement.answer == chosen
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        (" 3  1\n", Judgement(1.0, "equal", answer="3 1")),
+        ("31", Judgement(0.0, "got '31', expected '3 1'", answer="31")),
+        (" ", Judgement(0.0, "no text", "unparsed completion")),
+    ],
+)
+def test_exact(completion, expected):
+    assert exact(Example("?", "3 1", 1), completion) == expected
+    bare = exact(Example("?", None, 1), completion)
+    assert bare.status == "unparsed reference"
 
 
 @pytest.mark.parametrize("answer", [None, "", "12", "AB"])

@@ -1,0 +1,1 @@
+"""Accuracy from counts of right answers: estimators and their intervals."""
