@@ -14,17 +14,21 @@ changes; the README lists all of it.
 
 import ml_collections
 
+from configs import shared
+
 
 def get_config(variant: str = "default") -> ml_collections.ConfigDict:
     """The configuration of a variant: default, smoke or sweep."""
     config = ml_collections.ConfigDict(
         {
-            # Hugging Face checkpoint folders and a JSONL file of {prompt, answer}.
-            # Empty: the bundled tiny world. P1: DS-Qwen-1.5B, JustRL-1.5B and
-            # DAPO-Math-17K.
+            # Hugging Face checkpoint folders, and prompts: a JSONL file of {prompt,
+            # answer}, or whatever else `geomjax.data.sources.read_source` takes. Empty:
+            # the bundled tiny world. P1: DS-Qwen-1.5B, JustRL-1.5B and DAPO-Math-17K.
             "student": "",
             "teacher": "",
             "prompts": "",
+            "data": shared.data(),
+            "reward": shared.reward(),
             # What an arm's optimizer is: an optax name or package.module:function, its
             # rates (of several, the best on the validation split is reported), the
             # largest global norm of its gradients (0 for no clipping), and further
@@ -106,7 +110,7 @@ def get_config(variant: str = "default") -> ml_collections.ConfigDict:
             "evaluation_batch": 512,
             # Prompts longer than max_prompt_tokens: error, or drop and count them.
             "overlong": "error",
-            # Exact-match accuracy; False for prompts without answers.
+            # Accuracy by the reward; False for prompts without answers.
             "accuracy": True,
             "compute_dtype": "float32",
             "export_masters": False,

@@ -41,8 +41,11 @@ from experiments.ablation.runner import Runner
 from experiments.common import cli
 from experiments.common import workdir as workdirs
 from experiments.common.environment import command, environment
+from experiments.common.prompts import open_judge, write_unusable
 from experiments.common.world import World, load_world, locate
+from geomjax.data.chat import describe_first
 from geomjax.models.load import export
+from geomjax.rewards.judge import Judge
 from geomjax.train.errors import NonFiniteError
 
 CONFIG = Path(__file__).parent.parent / "configs" / "optimizer_ablation.py"
@@ -86,17 +89,27 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     Returns:
       What `results.json` holds.
     """
-    started = time.monotonic()
     check_settings(config)
     arms = read_arms(config)
-    world = load_world(config)
-    runner = Runner(config, world, workdir)
+    with open_judge(config) as judge:
+        return _run(config, workdir, arms, judge)
+
+
+def _run(
+    config: ml_collections.ConfigDict, workdir: Path, arms: list[Arm], judge: Judge
+) -> dict[str, Any]:
+    started = time.monotonic()
+    world = load_world(config, judge)
+    runner = Runner(config, world, workdir, judge)
     runner.check(arms)
     workdir.mkdir(parents=True, exist_ok=True)
+    student, teacher, _ = locate(config)
     workdirs.claim_inputs(
         workdir,
-        dict(zip(("student", "teacher", "prompts"), locate(config), strict=True)),
+        {"student": student, "teacher": teacher},
+        {"prompts": world.prompts.fingerprint},
     )
+    write_unusable(workdir, world.prompts)
     teacher_accuracy = _prepare(config, world, runner)
     skipped = {arm.name: why for arm in arms if (why := runner.skip_reason(arm))}
     arms = [arm for arm in arms if arm.name not in skipped]
@@ -126,6 +139,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     _join_metrics(workdir / "metrics.jsonl", outcomes)
     files = write(workdir, results, record, claims, command(), teacher_accuracy)
     print_table(results, claims)
+    for note in judge.notes():
+        print(note)
     for name, why in skipped.items():
         print(f"skipped {name}: {why}")
     print(f"\nreport: {files.page}")
@@ -136,17 +151,16 @@ def _prepare(
     config: ml_collections.ConfigDict, world: World, runner: Runner
 ) -> float | None:
     """Says what a person should know before hours are spent; the teacher's accuracy."""
-    dropped = world.train.dropped + world.validation.dropped + world.test.dropped
-    if dropped:
-        print(f"{dropped} prompts are longer than max_prompt_tokens and left out")
+    print("\n".join(world.prompts.notes), end="\n" if world.prompts.notes else "")
+    print(describe_first(world.train, world.tokenizer))
     if not config.accuracy:
         return None
     accuracy = runner.teacher_accuracy()
     if accuracy == 0:
         print(
-            "warning: the teacher answers none of the test prompts exactly. Accuracy "
-            "is whole-string equality with `answer`; --config.accuracy=False compares "
-            "divergences alone"
+            "warning: the teacher answers none of the test prompts. The reward `exact` "
+            "is whole-string equality with `answer`; --config.reward.name takes "
+            "another, and --config.accuracy=False compares divergences alone"
         )
     return accuracy
 

@@ -33,6 +33,7 @@ from geomjax.models.load import make_decoder, new_config_json, stored_tensors
 from geomjax.objectives.base import Batch, token_mean
 from geomjax.objectives.sft import cross_entropy
 from geomjax.optim.build import OptimizerSpec, build
+from geomjax.rewards.judge import Judge
 from geomjax.train.evaluate import make_accuracy
 from geomjax.train.step import Sampling, init_state, make_supervised_step
 from geomjax.typing import Params
@@ -243,8 +244,9 @@ def build_world(config: ml_collections.ConfigDict, output: Path) -> None:
             model,
             tokenizer,
             task.encode(part),
-            [example.answer or "" for example in part],
+            part,
             task.sampling(),
+            Judge("exact"),
             prompt_length=task.prompt_length,
             batch_size=256,
         )

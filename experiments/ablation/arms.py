@@ -82,6 +82,10 @@ def check_settings(config: ml_collections.ConfigDict) -> None:
         )
     if config.overlong not in ("error", "drop"):
         problems.append(f"overlong is {config.overlong!r}; expected error or drop")
+    if config.data.thinking not in ("default", "on", "off"):
+        problems.append(
+            f"data.thinking is {config.data.thinking!r}; expected default, on or off"
+        )
     if not 0 < config.temperature < math.inf:
         problems.append(f"temperature is {config.temperature}; expected above 0")
     if problems:

@@ -1,5 +1,6 @@
 """Runs of the arms in one world."""
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ from geomjax.optim.mask_select import (
     top_fraction_mask,
 )
 from geomjax.optim.roles import path_of
+from geomjax.rewards.judge import Judge
 from geomjax.train.evaluate import make_accuracy, make_divergence
 from geomjax.train.loop import Schedule, run
 from geomjax.train.step import Step, init_state, make_distill_step
@@ -71,11 +73,24 @@ def make_objective(config: ml_collections.ConfigDict, world: World) -> Objective
     return full_vocabulary(*models, chosen, temperature=temperature)
 
 
+def mean_score(scores: np.ndarray) -> float:
+    """Mean of the scores that say something; nan where none does."""
+    spoken = scores[~np.isnan(scores)]
+    return float(spoken.mean()) if spoken.size else math.nan
+
+
 class Runner:
     """Runs arms in one world, sharing compiled programs between them."""
 
-    def __init__(self, config: ml_collections.ConfigDict, world: World, workdir: Path):
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        world: World,
+        workdir: Path,
+        judge: Judge,
+    ):
         self.config, self.world, self.workdir = config, world, workdir
+        self._judge = judge
         self.roles = hf.roles(world.student.model.config)
         self.schedule = Schedule(
             config.num_steps, config.evaluate_every, config.save_every
@@ -220,9 +235,9 @@ class Runner:
         )
 
     def teacher_accuracy(self) -> float:
-        """The teacher's greedy accuracy on the test split."""
+        """The teacher's mean greedy score on the test split."""
         teacher = self.world.teacher
-        return float(self._accuracy("test", teacher.model)(teacher.params).mean())
+        return mean_score(self._accuracy("test", teacher.model)(teacher.params))
 
     def delta(self, params: Params) -> Params:
         """The update from the anchor, float32, frozen parameters as None."""
@@ -329,8 +344,9 @@ class Runner:
             model,
             self.world.tokenizer,
             part.token_ids,
-            [example.answer for example in part.examples],
+            part.examples,
             self.world.sampling,
+            self._judge,
             prompt_length=self.world.prompt_length,
             batch_size=self.config.evaluation_batch,
         )
@@ -356,7 +372,7 @@ class Runner:
 
         def evaluate(params: Params) -> dict[str, float]:
             divergence = divergence_on(params, teacher_params)
-            values = {name: float(f(params).mean()) for name, f in accuracies.items()}
+            values = {name: mean_score(f(params)) for name, f in accuracies.items()}
             return values | {"validation_reverse_kl": float(divergence)}
 
         return evaluate

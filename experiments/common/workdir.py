@@ -104,19 +104,25 @@ def claim(
     return ml_collections.ConfigDict(wanted)
 
 
-def claim_inputs(workdir: Path, paths: Mapping[str, Path]) -> None:
+def claim_inputs(
+    workdir: Path, paths: Mapping[str, Path], hashes: Mapping[str, str]
+) -> None:
     """Records what the inputs hold, or finds that they have not changed since.
 
     Args:
       workdir: The run's folder.
       paths: Files and checkpoint folders, by name. Of a file above 16 MiB its size and
         256 samples are compared, not every byte.
+      hashes: Hashes of inputs that were read already, such as a data set's
+        `fingerprint`, by name.
 
     Raises:
       WorkdirError: An input holds something else than when the run was begun.
     """
     path = workdir / INPUTS_FILE
-    wanted = {name: _digests(place) for name, place in sorted(paths.items())}
+    wanted: dict[str, Any] = {
+        name: _digests(place) for name, place in sorted(paths.items())
+    } | dict(hashes)
     if not path.exists():
         _write(path, wanted)
         return

@@ -109,10 +109,15 @@ def _parse_line(raw: bytes, line: int, require_answer: bool) -> Example:
         raise ValueError("has no `answer`, which measuring accuracy needs")
     if answer is not None:
         _check_text("answer", answer)
-    return Example(_parse_prompt(record["prompt"]), answer, line)
+    return Example(parse_prompt(record["prompt"]), answer, line)
 
 
-def _parse_prompt(prompt: Any) -> str | tuple[Message, ...]:
+def parse_prompt(prompt: Any) -> str | tuple[Message, ...]:
+    """A prompt as it stands in a row: a text, or a list of `role` and `content`.
+
+    Raises:
+        ValueError: if it is anything else, or empty.
+    """
     if isinstance(prompt, list):
         if not prompt:
             raise ValueError("`prompt` is an empty list, expected messages")

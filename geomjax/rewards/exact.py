@@ -10,12 +10,12 @@ def exact(example: Example, completion: str) -> Judgement:
 
     Args:
         example: its answer is a text.
-        completion: the text to score; empty, it holds no answer.
+        completion: the text to score; empty, it holds no answer but an empty one.
     """
     if example.answer is None:
         return Judgement(0.0, "the example has no answer", "unparsed reference")
     said = " ".join(completion.split())
-    if not said:
+    if not said and example.answer.strip():
         return Judgement(0.0, "no text", "unparsed completion")
     found = exact_match(completion, example.answer)
     return Judgement(found.value, found.reason, answer=said)

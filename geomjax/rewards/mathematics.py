@@ -101,19 +101,6 @@ def _closing_brace(text: str, start: int) -> int | None:
     return None
 
 
-def reference_parses(example: Example, completion: str) -> Judgement:
-    """Whether the example's own answer can be read; the completion is not looked at.
-
-    To be run once over a dataset, so that its unusable examples are known and set
-    aside before they are trained on.
-    """
-    del completion
-    reference = _parsed_reference(example)
-    if isinstance(reference, Judgement):
-        return reference
-    return Judgement(1.0, f"reads {reference[0]}")
-
-
 def _parsed_reference(example: Example) -> list[Any] | Judgement:
     text = example.answer
     if text is None or not text.strip():

@@ -9,15 +9,20 @@ import numpy as np
 from jaxtyping import Array, Int32
 from transformers import PreTrainedTokenizerFast
 
-from geomjax.data.answers import decode_completions, exact_match
+from geomjax.data.answers import decode_completions
 from geomjax.data.batches import PromptBatch, pad_prompts
+from geomjax.data.prompts import Example
 from geomjax.objectives.distill import full_vocabulary
 from geomjax.objectives.divergence import reverse_kl
+from geomjax.rewards.contract import SILENT, Judgement
 from geomjax.rollout.sample import sample
 from geomjax.train.step import Sampling, mini_batch, rollout
 from geomjax.typing import LanguageModel, Params
 
 Evaluate = Callable[[Params], dict[str, float]]
+
+Judges = Callable[[Sequence[Example], Sequence[str]], list[Judgement]]
+"""Judges completions, each with its example: a `geomjax.rewards.judge.Judge`."""
 
 
 def _batches(
@@ -54,33 +59,36 @@ def make_accuracy(
     model: LanguageModel,
     tokenizer: PreTrainedTokenizerFast,
     token_ids: Sequence[Int32[np.ndarray, "_"]],
-    answers: Sequence[str],
+    examples: Sequence[Example],
     sampling: Sampling,
+    judge: Judges,
     *,
     prompt_length: int,
     batch_size: int,
 ) -> Callable[[Params], np.ndarray]:
-    """Exact-match accuracy of greedy completions.
+    """Scores of greedy completions.
 
     Args:
       model: The model.
       tokenizer: Its tokenizer.
       token_ids: Encoded prompts.
-      answers: The answer of each prompt.
+      examples: The example of each prompt.
       sampling: Stop tokens and lengths; its temperature and count are not used.
+      judge: Gives the scores. A completion that was cut off scores 0 unseen.
       prompt_length: Padded length in tokens.
       batch_size: Prompts decoded at a time.
 
     Returns:
-      A function from parameters to `[n]` float32, 1 where the answer is right.
+      A function from parameters to `[n]` float32 scores, usually 1 where the answer is
+      right; nan where the judgement says nothing about the completion.
 
     Raises:
-      ValueError: There is no prompt, or not one answer for each prompt.
+      ValueError: There is no prompt, or not one example for each prompt.
     """
-    if not token_ids or len(token_ids) != len(answers):
+    if not token_ids or len(token_ids) != len(examples):
         raise ValueError(
-            f"got {len(token_ids)} prompts and {len(answers)} answers; expected one "
-            "answer for each of at least one prompt"
+            f"got {len(token_ids)} prompts and {len(examples)} examples; expected one "
+            "example for each of at least one prompt"
         )
     batches = _batches(token_ids, batch_size, prompt_length, sampling.pad_token)
     batches = [jax.tree.map(jnp.asarray, batch) for batch in batches]
@@ -88,13 +96,15 @@ def make_accuracy(
 
     def accuracy(params: Params) -> np.ndarray:
         tokens = [_greedy(params, batch, model, settings) for batch in batches]
-        drawn = np.concatenate(jax.device_get(tokens))[: len(answers), prompt_length:]
+        drawn = np.concatenate(jax.device_get(tokens))[: len(examples), prompt_length:]
         texts = decode_completions(drawn, tokenizer, sampling.stop_tokens)
-        scores = [
-            exact_match(completion.text, answer).value if completion.stopped else 0.0
-            for completion, answer in zip(texts, answers, strict=True)
-        ]
-        return np.array(scores, np.float32)
+        scores = np.zeros(len(examples), np.float32)
+        ended = [i for i, text in enumerate(texts) if text.stopped]
+        judgements = judge([examples[i] for i in ended], [texts[i].text for i in ended])
+        for i, judgement in zip(ended, judgements, strict=True):
+            silent = judgement.status in SILENT
+            scores[i] = np.nan if silent else judgement.score
+        return scores
 
     return accuracy
 

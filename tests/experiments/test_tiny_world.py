@@ -18,6 +18,7 @@ from geomjax.data.answers import decode_completions, exact_match
 from geomjax.data.prompts import read_prompts
 from geomjax.data.splits import split_examples
 from geomjax.models.load import load
+from geomjax.rewards.judge import Judge
 from geomjax.rollout.sample import sample
 from geomjax.train.evaluate import make_accuracy
 
@@ -133,8 +134,9 @@ def accuracy(splits):
         anchor.model,
         tokenizer,
         task.encode(splits.test),
-        [e.answer for e in splits.test],
+        splits.test,
         task.sampling(),
+        Judge("exact"),
         prompt_length=task.prompt_length,
         batch_size=256,
     )

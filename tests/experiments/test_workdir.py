@@ -278,28 +278,30 @@ def inputs(tmp_path):
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(bytes(1000))
     (tmp_path / "prompts.jsonl").write_text("1\n")
-    return {"student": folder, "prompts": tmp_path / "prompts.jsonl"}
+    return {"student": folder, "prompts": tmp_path / "prompts.jsonl"}, {"data": "1"}
 
 
 def test_inputs_that_changed_behind_their_path_are_refused(tmp_path, inputs):
     workdir = tmp_path / "run"
     workdir.mkdir()
-    claim_inputs(workdir, inputs)
-    claim_inputs(workdir, inputs)
-    (inputs["student"] / "model.safetensors").write_bytes(bytes(999) + b"1")
-    inputs["prompts"].write_text("2\n")
+    claim_inputs(workdir, *inputs)
+    claim_inputs(workdir, *inputs)
+    (inputs[0]["student"] / "model.safetensors").write_bytes(bytes(999) + b"1")
+    inputs[0]["prompts"].write_text("2\n")
     with pytest.raises(WorkdirError, match="other inputs") as caught:
-        claim_inputs(workdir, inputs)
+        claim_inputs(workdir, *inputs)
     assert "prompts.prompts.jsonl, student.model.safetensors" in str(caught.value)
+    with pytest.raises(WorkdirError, match="changed since: data, "):
+        claim_inputs(workdir, inputs[0], {"data": "2"})
 
 
 def test_a_large_file_is_compared_by_size_and_samples(tmp_path, inputs):
-    workdir, large = tmp_path / "run", inputs["student"] / "model.safetensors"
+    workdir, large = tmp_path / "run", inputs[0]["student"] / "model.safetensors"
     workdir.mkdir()
     large.write_bytes(bytes(30 << 20))
-    claim_inputs(workdir, inputs)
+    claim_inputs(workdir, *inputs)
     with large.open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"1")
     with pytest.raises(WorkdirError, match=r"student\.model\.safetensors"):
-        claim_inputs(workdir, inputs)
+        claim_inputs(workdir, *inputs)

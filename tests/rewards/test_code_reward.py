@@ -3,6 +3,7 @@ import pytest
 from geomjax.data.code_tests import Case, CodeTests, dump_tests, load_tests
 from geomjax.data.prompts import Example
 from geomjax.rewards.code import code, same_output, same_value
+from geomjax.rewards.contract import Judgement
 
 SUM = CodeTests(None, (Case("1 2\n", "3\n"), Case("10 5\n", "15")))
 CALL = CodeTests("add", (Case([1, 2], 3), Case([[1], [2]], [1, 2])))
@@ -26,7 +27,8 @@ def judge(tests, program, **settings):
     ],
 )
 def test_right_programs_pass(tests, program):
-    assert judge(tests, program) == (1.0, f"passed {len(tests.cases)} tests", "judged")
+    passed = f"passed {len(tests.cases)} tests"
+    assert judge(tests, program) == Judgement(1.0, passed)
 
 
 @pytest.mark.usefixtures("sandbox")

@@ -7,8 +7,13 @@ import pytest
 from chain_model import ChainModel, chain_params
 
 from geomjax.data.characters import character_tokenizer
+from geomjax.data.prompts import Example
+from geomjax.rewards.contract import Judgement
+from geomjax.rewards.judge import Judge
 from geomjax.train.evaluate import make_accuracy, make_divergence
 from geomjax.train.step import Sampling
+
+JUDGE = Judge("exact")
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +30,7 @@ def successor(tokenizer, chain):
     return {"table": jnp.eye(size, dtype=jnp.float32), "head": jnp.asarray(head)}
 
 
-def accuracy_of(tokenizer, prompts, answers, batch_size):
+def accuracy_of(tokenizer, prompts, answers, batch_size, judge=JUDGE):
     sampling = Sampling(
         samples_per_prompt=7,  # Neither this nor the temperature is used.
         max_new_tokens=3,
@@ -37,8 +42,9 @@ def accuracy_of(tokenizer, prompts, answers, batch_size):
         ChainModel(len(tokenizer)),
         tokenizer,
         [np.array(tokenizer.encode(prompt), np.int32) for prompt in prompts],
-        answers,
+        [Example("?", answer, 1) for answer in answers],
         sampling,
+        judge,
         prompt_length=2,
         batch_size=batch_size,
     )
@@ -62,11 +68,28 @@ def test_accuracy_by_hand(tokenizer):
     np.testing.assert_array_equal(accuracy(lost), [0.0, 1.0, 0.0, 1.0, 0.0])
 
 
+def test_scores_are_the_judges_and_silence_is_nan(tokenizer):
+    a, b, d = (tokenizer.convert_tokens_to_ids(x) for x in "abd")
+    stop = tokenizer.eos_token_id
+    params = successor(tokenizer, {a: stop, b: stop, d: d, stop: stop})
+    asked = []
+
+    def judge(examples, completions):
+        asked.extend(zip(examples, completions, strict=True))
+        status = ["failed" if e.answer == "?" else "judged" for e in examples]
+        return [Judgement(0.25, "because", each) for each in status]
+
+    scores = accuracy_of(tokenizer, ["a", "d", "b"], ["x", "y", "?"], 2, judge)(params)
+    np.testing.assert_array_equal(scores, np.float32([0.25, 0.0, np.nan]))
+    # The one that was cut off is not asked about.
+    assert [(e.answer, text) for e, text in asked] == [("x", ""), ("?", "")]
+
+
 @pytest.mark.parametrize(
     ("prompts", "answers", "message"),
     [
-        (["a", "b"], ["b"], "2 prompts and 1 answers"),
-        (["a"], ["b", "c"], "1 prompts and 2 answers"),
+        (["a", "b"], ["b"], "2 prompts and 1 examples"),
+        (["a"], ["b", "c"], "1 prompts and 2 examples"),
         ([], [], "0 prompts"),
     ],
 )
