@@ -51,7 +51,7 @@ def encode_prompts(
     """
     kept = EncodedPrompts([], [], 0)
     problems: list[str] = []
-    bos_ids = _added_bos(tokenizer)
+    bos_ids = added_bos(tokenizer)
     dropped = 0
     for example in examples:
         try:
@@ -79,10 +79,55 @@ def encode_prompts(
     return kept._replace(dropped=dropped)
 
 
-def _added_bos(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+def added_bos(tokenizer: PreTrainedTokenizerFast) -> list[int]:
     """The beginning-of-sequence id if the tokenizer adds it to a text, or nothing."""
     first = tokenizer.encode("a")[:1]
     return first if first == [tokenizer.bos_token_id] else []
+
+
+def encode_text(text: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """The ids of a text, to which nothing is added.
+
+    Raises:
+        ValueError: if it holds characters that the tokenizer does not know.
+    """
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+    unknown = tokenizer.unk_token_id
+    if unknown in ids and tokenizer.unk_token not in text:
+        first = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        start, end = first["offset_mapping"][ids.index(unknown)]
+        raise ValueError(f"the tokenizer does not know {text[start:end]!r}")
+    return ids
+
+
+def render(
+    messages: Sequence[Message],
+    tokenizer: PreTrainedTokenizerFast,
+    settings: Mapping[str, Any],
+    *,
+    reply_next: bool,
+) -> str:
+    """A conversation in the tokenizer's chat template.
+
+    Args:
+        messages: the turns.
+        tokenizer: one with a chat template.
+        settings: variables of the template.
+        reply_next: whether the text goes on to where the assistant's reply begins.
+
+    Raises:
+        ValueError: if the tokenizer has no chat template.
+        TemplateError: what the template raises.
+    """
+    if tokenizer.chat_template is None:
+        raise ValueError("is a conversation, but the tokenizer has no chat template")
+    text = tokenizer.apply_chat_template(
+        [message._asdict() for message in messages],
+        add_generation_prompt=reply_next,
+        tokenize=False,
+        **settings,
+    )
+    return cast(str, text)  # Of its many return types, that of tokenize=False.
 
 
 def _encode(
@@ -94,29 +139,9 @@ def _encode(
     if isinstance(prompt, str):
         text = prompt
     else:
-        text, bos_ids = _render(prompt, tokenizer, settings), []
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    unknown = tokenizer.unk_token_id
-    if unknown in ids and tokenizer.unk_token not in text:
-        first = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        start, end = first["offset_mapping"][ids.index(unknown)]
-        raise ValueError(f"the tokenizer does not know {text[start:end]!r}")
+        text = render(prompt, tokenizer, settings, reply_next=True)
+        bos_ids = []
+    ids = encode_text(text, tokenizer)
     if not ids:
         raise ValueError("encodes to no token")
     return ids if ids[: len(bos_ids)] == bos_ids else bos_ids + ids
-
-
-def _render(
-    messages: tuple[Message, ...],
-    tokenizer: PreTrainedTokenizerFast,
-    settings: Mapping[str, Any],
-) -> str:
-    if tokenizer.chat_template is None:
-        raise ValueError("is a conversation, but the tokenizer has no chat template")
-    text = tokenizer.apply_chat_template(
-        [message._asdict() for message in messages],
-        add_generation_prompt=True,
-        tokenize=False,
-        **settings,
-    )
-    return cast(str, text)  # Of its many return types, that of tokenize=False.

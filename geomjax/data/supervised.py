@@ -10,7 +10,7 @@ from geomjax.data.batches import pad_prompts
 
 
 class Responses(NamedTuple):
-    """Prompts padded on the left and responses padded on the right, S = P + R.
+    """Sequences of which a part are targets: padded (S = P + R), or packed into rows.
 
     `completion` is True on the response's tokens, which are the targets; positions and
     segments are as in `PromptBatch`.

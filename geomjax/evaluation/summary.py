@@ -135,11 +135,11 @@ def difference(first: Problems, second: Problems, bootstrap: Bootstrap) -> Inter
     Returns:
       The difference over the problems that both have samples of.
     """
-    values = [
+    before, after = (
         np.array([mean_score(_telling(samples)) for samples in side])
         for side in (first, second)
-    ]
-    return paired_interval(*values, bootstrap)
+    )
+    return paired_interval(before, after, bootstrap)
 
 
 def mean_score(samples: Sequence[Sample]) -> float:
