@@ -5,8 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int64
-from scipy.stats import norm
-from scipy.stats import t as student
+from scipy import special
 
 _ROWS = 500
 """Resamples made at a time, so that memory does not grow with their number."""
@@ -108,8 +107,8 @@ def paired_interval(
 
 def _tail(n: int, confidence: float) -> float:
     """Share of the resampled means outside the interval, on each side."""
-    quantile = student.ppf(0.5 - confidence / 2, n - 1)
-    return float(norm.cdf(np.sqrt(n / (n - 1)) * quantile))
+    quantile = special.stdtrit(n - 1, 0.5 - confidence / 2)
+    return float(special.ndtr(np.sqrt(n / (n - 1)) * quantile))
 
 
 def _weights(n: int, bootstrap: Bootstrap) -> Iterator[Int64[np.ndarray, "b n"]]:
