@@ -59,8 +59,9 @@ def sparse_adamw(
     and :math:`p_i \leftarrow p_i + (-0)` for all others, whose moments stay zero in the
     masked runs of P1 (arXiv 2606.13657) and are not kept here. An update scatters the
     packed moments into zeros (`packing`), runs masked AdamW, and gathers them again.
-    Dense moments are temporaries; of how many leaves at once, is the compiler's choice
-    (XLA for CPU holds all of them while it updates).
+    Dense moments are temporaries; of how many leaves at once, is the compiler's choice:
+    for six equal leaves, temporaries as large as 3 of them on TPU (ahead-of-time, v5e),
+    and of all leaves on CPU.
 
     A chosen coordinate costs 10 bytes of state in float32 (two moments and a 16-bit
     column; 12 where a row of a shard is longer than 65,536), a row 4 more, against 8
