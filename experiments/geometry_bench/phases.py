@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from geomjax.analysis import DEFAULT
+from geomjax.analysis import DEFAULT, between
 from geomjax.analysis.estimate import operations
 from geomjax.analysis.journal import Journal
 from geomjax.analysis.measure import (
@@ -24,8 +24,10 @@ from geomjax.analysis.programs import Programs
 from geomjax.analysis.stacks import Stack, plan_stacks
 from geomjax.checkpoints import match, open_source
 
-PROGRAMS = ("first", "solve", "vectors", "second", "cut", "third", "finish")
+PROGRAMS = ("first", "vectors", "second", "third")
 """Those of `geomjax.analysis.rounds`."""
+HOST = ("solve", "cut", "finish")
+"""What `geomjax.analysis.between` does between them."""
 _BUDGET = 4 << 30
 
 
@@ -82,20 +84,22 @@ def _fresh(workdir: Path) -> Path:
 @contextmanager
 def _timed(spent: dict[str, float], compiled: Sequence[Programs]) -> Iterator[None]:
     """Adds up the seconds of each program, waiting for its results."""
-    originals = [
+    originals: list[tuple[Any, str, Any]] = [
         (programs, name, vars(programs)[name])
         for programs in compiled
         for name in PROGRAMS
         if name in vars(programs)
     ]
-    for programs, name, program in originals:
-        program.text()  # Returns once it is compiled.
-        setattr(programs, name, _waiting(spent, name, program))
+    for _, _, program in originals:
+        program.compiled()
+    originals += [(between, name, vars(between)[name]) for name in HOST]
+    for owner, name, program in originals:
+        setattr(owner, name, _waiting(spent, name, program))
     try:
         yield
     finally:
-        for programs, name, program in originals:
-            setattr(programs, name, program)
+        for owner, name, program in originals:
+            setattr(owner, name, program)
 
 
 def _waiting(spent: dict[str, float], name: str, program: Any) -> Any:

@@ -13,8 +13,6 @@ deep inside it, is null, and `notes` says in which range it lies.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -23,26 +21,26 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from geomjax.analysis import rounds
+from geomjax.analysis import between, rounds
+from geomjax.analysis.between import Finished, Sizes, Solved
 from geomjax.analysis.measure import (
     Loaded,
     Numbers,
     Row,
     StackPlan,
     applicable,
+    sizes_of,
     to_rows,
 )
 from geomjax.analysis.needs import Needs, combine
 from geomjax.analysis.passes import Passes
 from geomjax.analysis.programs import Measured
-from geomjax.analysis.rounds import Plan, Sizes
 from geomjax.analysis.scenarios import Known, Spectra, evaluate
 from geomjax.analysis.stacks import Stack
-from geomjax.geometry import certify, krylov
-from geomjax.geometry.factor import Factors, eigenvectors
+from geomjax.geometry import certify, krylov, lapack
+from geomjax.geometry.factor import Factors
 from geomjax.geometry.krylov import Leading
 from geomjax.geometry.masks import SourceMask
-from geomjax.geometry.sparsity import top_count
 
 BOUND_SUFFIX = "_error_bound"
 
@@ -113,7 +111,7 @@ def measure_large(
     metrics = applicable(plan.metrics, 2)
     needs = combine(m.needs(r, rounded) for m in metrics if m.needs is not None)
     passes = Passes(loaded.blocks, plan, mesh)
-    sizes = _sizes(math.prod(shape), needs)
+    sizes = sizes_of([shape], needs, depth=1)
     streamed = needs._replace(
         delta_values=False,
         source_directions=None,
@@ -127,33 +125,15 @@ def measure_large(
         return to_rows(stack, plan, Numbers(missing, np.asarray([False])))[0]
     effort = effort.fitted(r)
     spectra = _spectra(passes, first.energies[0], effort, shape)
-    solve = _jitted(rounds.solve, Plan(plan.delta, plan.subtract, streamed))
-    solved = solve(first, sizes)
-    measured = _finish(passes, plan, first, solved, spectra, needs, sizes)
+    solved = between.solve(first, sizes, streamed)
+    measured = _finish(passes, first.small, solved, spectra, needs, sizes)
     known = evaluate(metrics, measured, spectra, needs, shape, rounded=rounded)
     return _row(stack, plan, known, effort)
-
-
-def _sizes(numel: int, needs: Needs) -> Sizes:
-    def counts(fractions: Sequence[float]) -> np.ndarray:
-        return np.asarray([[top_count(f, numel) for f in fractions]], np.int32)
-
-    return Sizes(
-        np.asarray([numel], np.int32),
-        counts(needs.coordinate_fractions),
-        counts([mask.density for mask in needs.masks]),
-    )
-
-
-@lru_cache(maxsize=64)
-def _jitted(f: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
-    return jax.jit(partial(f, plan=plan))
 
 
 _begin = jax.jit(krylov.begin, static_argnames=("r", "block", "depth"))
 _extend = jax.jit(krylov.extend, donate_argnums=0)
 _compress = jax.jit(krylov.compress)
-_eigenvectors = jax.jit(eigenvectors)
 _rotate = jax.jit(krylov.rotate, static_argnames="k")
 _spaces = jax.jit(krylov.spaces, static_argnames="probes")
 _begin_probes = jax.jit(certify.begin, static_argnames="steps")
@@ -163,9 +143,8 @@ _assemble = jax.jit(krylov.assemble, static_argnames="long")
 
 def _rayleigh_ritz(basis: krylov.Basis, k: int) -> tuple[Array, Array, Array]:
     """`krylov.rayleigh_ritz` with the eigenproblem on the host."""
-    host = jax.local_devices(backend="cpu")[0]
-    solved = _eigenvectors(jax.device_put(_compress(basis), host))
-    return _rotate(basis, *jax.device_get(solved), k=k)
+    projected = np.array(jax.device_get(_compress(basis)))
+    return _rotate(basis, *lapack.eigenpairs(projected, len(projected)), k=k)
 
 
 def _spectra(
@@ -209,9 +188,8 @@ def _spectra(
 
 def _finish(
     passes: Passes,
-    plan: StackPlan,
     first: rounds.First,
-    solved: rounds.Solved,
+    solved: Solved,
     spectra: Spectra,
     needs: Needs,
     sizes: Sizes,
@@ -231,15 +209,12 @@ def _finish(
         solved = solved._replace(
             source=_factors(spectra.source), tuned=_factors(spectra.tuned)
         )
-        second = passes.sum(rounds.second, given, solved)
-        known = Plan(plan.delta, plan.subtract, given)
-        cuts = _jitted(rounds.cut, known)(solved, second, sizes)
-        third = passes.sum(rounds.third, given, solved, second.cosines, cuts)
-        finished = _jitted(rounds.finish, known)(
-            solved, second.on_short, second.on_long, cuts, third, sizes
-        )
+        second = passes.sum(rounds.second, given, solved.known)
+        ends = between.cut(solved, second, sizes, given)
+        third = passes.sum(rounds.third, given, solved.known, second.cosines, ends.cuts)
+        finished = between.finish(solved, second, ends, third, sizes, given)
         below = second.below
-        finished = _with_gaps(jax.device_get(finished), given, needs)
+        finished = _with_gaps(finished, given, needs)
     return Measured(first, solved, below, finished)
 
 
@@ -247,9 +222,7 @@ def _factors(leading: Leading) -> Factors:
     return jax.tree.map(lambda x: np.asarray(x)[None], leading.factors())
 
 
-def _with_gaps(
-    finished: rounds.Finished, given: Needs, needs: Needs
-) -> rounds.Finished:
+def _with_gaps(finished: Finished, given: Needs, needs: Needs) -> Finished:
     """Results in the order of `needs`, NaN for subspaces that are not known."""
 
     def sines(parts):

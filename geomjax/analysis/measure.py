@@ -11,13 +11,14 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
+from geomjax.analysis.between import Sizes
 from geomjax.analysis.metric import Column, Metric
 from geomjax.analysis.metrics import DEFAULT, with_norms
 from geomjax.analysis.needs import Needs, combine
 from geomjax.analysis.operands import Operands
 from geomjax.analysis.programs import Layout, Programs, programs
 from geomjax.analysis.reductions import Reductions
-from geomjax.analysis.rounds import Block, Plan, Sizes
+from geomjax.analysis.rounds import Block, Plan
 from geomjax.analysis.stacks import Stack, plan_stacks, read, read_blocks
 from geomjax.checkpoints import CheckpointSource, match
 from geomjax.geometry.sparsity import top_count
@@ -154,9 +155,8 @@ def measure_stack(
     compiled = programs_of(stack.layout, _ndim(stack), plan, mesh)
     needs = compiled.plan.needs
     shapes = [kind.shape for kind in stack.kinds]
-    measured = compiled.measure(
-        loaded.blocks, _sizes(shapes, stack.layout.depth, needs), keep=keep
-    )
+    sizes = sizes_of(shapes, needs, depth=stack.layout.depth)
+    measured = compiled.measure(loaded.blocks, sizes, keep=keep)
     rounded = plan.delta == "stored" and plan.subtract == "bfloat16"
     reductions = Reductions(measured, shapes, needs, rounded=rounded)
     columns: list[Float[np.ndarray, " p"]] = []
@@ -178,16 +178,16 @@ def _ndim(stack: Stack) -> int:
     return len(stack.kinds[0].shape)
 
 
-def _sizes(shapes: Sequence[tuple[int, ...]], depth: int, needs: Needs) -> Sizes:
+def sizes_of(shapes: Sequence[tuple[int, ...]], needs: Needs, *, depth: int) -> Sizes:
     """Sizes of the tensors; what fills the stack up counts as one entry."""
     numel = [math.prod(shape) for shape in shapes] + [1] * (depth - len(shapes))
 
     def counts(fractions: Sequence[float]) -> np.ndarray:
         table = [[top_count(f, n) for f in fractions] for n in numel]
-        return np.asarray(table, np.int32).reshape(depth, len(fractions))
+        return np.asarray(table, np.int64).reshape(depth, len(fractions))
 
     return Sizes(
-        np.asarray(numel, np.int32),
+        np.asarray(numel, np.int64),
         counts(needs.coordinate_fractions),
         counts([mask.density for mask in needs.masks]),
     )

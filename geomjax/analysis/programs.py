@@ -12,11 +12,15 @@ from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from geomjax.analysis import rounds
-from geomjax.analysis.rounds import Block, Plan, Sizes
+from geomjax.analysis import between, rounds
+from geomjax.analysis.between import Finished, Sizes, Solved
+from geomjax.analysis.needs import Needs
+from geomjax.analysis.rounds import Block, Cuts, First, Known, Plan
+from geomjax.geometry.factor import Factors
 
 
 class Layout(NamedTuple):
@@ -40,10 +44,10 @@ class Layout(NamedTuple):
 class Measured(NamedTuple):
     """Everything that is fetched of a stack; what was not needed is None."""
 
-    first: rounds.First
-    solved: rounds.Solved
+    first: First
+    solved: Solved
     below: Any
-    finished: rounds.Finished | None
+    finished: Finished | None
 
 
 class Programs:
@@ -72,27 +76,18 @@ class Programs:
             jax.ShapeDtypeStruct((depth, r, columns), self.layout.tuned_dtype),
             jax.ShapeDtypeStruct((depth,), np.int32),
         )
-        sizes = Sizes(
-            jax.ShapeDtypeStruct((depth,), np.int32),
-            jax.ShapeDtypeStruct((depth, len(needs.coordinate_fractions)), np.int32),
-            jax.ShapeDtypeStruct((depth, len(needs.masks)), np.int32),
-        )
         add = partial(self._start, donate=True)
         first, self.first = add(rounds.first, None, block)
         self.zeros = [first]
-        solved, self.solve = self._start(rounds.solve, first, sizes)
         if not needs.second_pass:
             return
-        (a, b), self.vectors = self._start(rounds.vectors, solved, block)
-        second, self.second = add(rounds.second, None, solved, a, b, block)
-        cuts, self.cut = self._start(rounds.cut, solved, second, sizes)
+        known, cuts = _known(depth, r, needs), _cuts(depth, needs)
+        (a, b), self.vectors = self._start(rounds.vectors, known, block)
+        second, self.second = add(rounds.second, None, known, a, b, block)
         third, self.third = add(
-            rounds.third, None, solved, second.cosines, cuts, a, b, block
+            rounds.third, None, known, second.cosines, cuts, a, b, block
         )
         self.zeros += [second, third]
-        _, self.finish = self._start(
-            rounds.finish, solved, second.on_short, second.on_long, cuts, third, sizes
-        )
 
     def _start(
         self, function: Callable[..., Any], *args: Any, donate: bool = False
@@ -134,53 +129,77 @@ class Programs:
 
         Args:
             blocks: the blocks, on the host; the list is emptied as they are moved.
-            sizes: of the tensors.
+            sizes: of the tensors, and of what fills the stack up.
             keep: keep the vectors of the long side between the passes, rather than
                 compute them again.
 
         Returns:
             The results, on the host.
         """
-        sizes, first, placed = self.put(sizes), self.total(0), []
+        needs = self.plan.needs
+        placed, total = [], self.total(0)
         while blocks:
             placed.append(self.put(blocks.pop(0)))
-            first = self.first(first, placed[-1])
-        solved = self.solve(first, sizes)
+            total = self.first(total, placed[-1])
+        first = jax.device_get(total)
+        solved = between.solve(first, sizes, needs)
         below = finished = None
-        if self.plan.needs.second_pass:
-            second = self.total(1)
+        if needs.second_pass:
+            known = self.put(solved.known)
             kept: list[Any] = []
+            total = self.total(1)
             for block in placed:
-                a, b = self.vectors(solved, block)
-                second = self.second(second, solved, a, b, block)
+                a, b = self.vectors(known, block)
+                total = self.second(total, known, a, b, block)
                 if keep:
                     kept.append((a, b))
-            cuts = self.cut(solved, second, sizes)
-            third = self.total(2)
+            second = jax.device_get(total)
+            ends = between.cut(solved, second, sizes, needs)
+            cosines, cuts = total.cosines, self.put(ends.cuts)
+            total = self.total(2)
             for i, block in enumerate(placed):
-                a, b = kept[i] if keep else self.vectors(solved, block)
+                a, b = kept[i] if keep else self.vectors(known, block)
                 if keep:
                     kept[i] = None
-                third = self.third(third, solved, second.cosines, cuts, a, b, block)
-            finished = self.finish(
-                solved, second.on_short, second.on_long, cuts, third, sizes
-            )
+                total = self.third(total, known, cosines, cuts, a, b, block)
+            third = jax.device_get(total)
+            finished = between.finish(solved, second, ends, third, sizes, needs)
             below = second.below
-        first = first._replace(
-            source_gram=None,
-            tuned_gram=None,
-            delta_gram=None,
-            source_keys=None,
-            delta_keys=None,
-        )
-        solved = solved._replace(
-            source=None if solved.source is None else solved.source.values,
-            tuned=None if solved.tuned is None else solved.tuned.values,
-            low=None,
-            coordinates=None,
-            limits=None,
-        )
-        return jax.device_get(Measured(first, solved, below, finished))
+        return Measured(first.small, solved.small, below, finished)
+
+
+def _known(depth: int, r: int, needs: Needs) -> Known:
+    """Shapes of what the later passes must know of the first."""
+    wide, single = jnp.result_type(float), np.float32
+
+    def factors(k):
+        shapes = ((depth, r), (depth, k, r), (depth, k))
+        return None if k is None else Factors(*(_shape(s, wide) for s in shapes))
+
+    def table(columns, dtype):
+        return _shape((depth, len(columns)), dtype) if columns else None
+
+    return Known(
+        factors(needs.source_directions),
+        factors(needs.tuned_directions),
+        table(needs.rms_tolerances, single),
+        table(needs.masks, np.int32),
+        table(needs.coordinate_fractions, np.int32),
+    )
+
+
+def _cuts(depth: int, needs: Needs) -> Cuts:
+    """Shapes of what the third pass must know of the second."""
+    masks = (depth, len(needs.masks))
+    coordinates = (depth, len(needs.coordinate_fractions))
+    return Cuts(
+        _shape(masks, np.uint32) if masks[1] else None,
+        _shape(masks, np.int32) if masks[1] else None,
+        _shape(coordinates, np.uint32) if coordinates[1] else None,
+    )
+
+
+_shape = jax.ShapeDtypeStruct
 
 
 class Program:
@@ -193,9 +212,9 @@ class Program:
         """Runs it, once it is there."""
         return self._future.result()(*args)
 
-    def text(self) -> str:
-        """The compiled program."""
-        return self._future.result().as_text()
+    def compiled(self) -> Any:
+        """The compiled program, once it is there."""
+        return self._future.result()
 
 
 def _compile(jitted: Any, args: Sequence[Any]) -> Any:

@@ -5,49 +5,36 @@ blocks of b columns. Whatever their long sides, all stacks of one r and b run th
 few compiled programs:
 
     first     sums that need nothing else: Gram matrices, norms, histograms
-    solve     singular values and vectors of the short side, thresholds
     vectors   a block of the long side's vectors of W and W'
     second    cosines between them, energies of D, histograms of the principal masks
-    cut       where the masks and the largest coordinates end
     third     residuals of the subspaces, entries by mask and support
-    finish    sines of the angles, tables
 
-`first`, `second` and `third` add one block to their total. Every array has the stack
-as its first axis and no entry of it meets another: a stack may be sharded without
-communication. Run them under `jax.enable_x64(True)`.
+`first`, `second` and `third` add one block to their total; what lies between the passes
+is done on the host, see `geomjax.analysis.between`. Every array has the stack as its
+first axis and no entry of it meets another: a stack may be sharded without
+communication. Run them under `jax.enable_x64(True)`: sums are in float64, and counts in
+int64, as a matrix may have more than 2^31 entries.
 """
 
 # The plan says which of the optional results are there; the type checker cannot know.
 # mypy: disable-error-code="arg-type, index, misc, operator, union-attr"
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from geomjax.analysis.needs import Needs
 from geomjax.geometry import masks, sparsity, subspace
 from geomjax.geometry.blocks import transpose
-from geomjax.geometry.factor import (
-    Factors,
-    eigenvalues,
-    from_gram,
-    gram_rows,
-    matmul,
-    symmetric,
-)
+from geomjax.geometry.factor import AnyArray, Factors, gram_rows, matmul
 from geomjax.geometry.select import (
     FINE_KEY_BITS,
-    LEVEL_BITS,
-    Cut,
     count_inside,
     count_level,
-    locate,
     magnitude_key,
-    refine,
 )
 from geomjax.update import Delta, Subtract, form, to_bfloat16
 
@@ -60,13 +47,6 @@ class Plan(NamedTuple):
     delta: Delta
     subtract: Subtract
     needs: Needs
-
-
-if TYPE_CHECKING:
-    AnyArray = Any
-else:
-    # On a device, on the host, or described for a compiler.
-    AnyArray = Array | np.ndarray | jax.ShapeDtypeStruct
 
 
 class Block(NamedTuple):
@@ -89,20 +69,6 @@ class Block(NamedTuple):
         return place[None] < self.columns[:, None]
 
 
-class Sizes(NamedTuple):
-    """What the programs must know of each tensor's size.
-
-    Attributes:
-        numel: entries.
-        coordinates: how many the largest coordinates are, for each share.
-        masks: entries of each mask.
-    """
-
-    numel: Int[AnyArray, " p"]
-    coordinates: Int[AnyArray, "p f"]
-    masks: Int[AnyArray, "p q"]
-
-
 class First(NamedTuple):
     """Sums of the first pass; what is not needed is None."""
 
@@ -117,24 +83,28 @@ class First(NamedTuple):
     source_keys: Int[Array, "p bins"] | None
     delta_keys: Int[Array, "p bins"] | None
 
-
-class Level(NamedTuple):
-    """A cut by magnitude, down to its upper 16 bits."""
-
-    bins: Int[Array, "p q"]
-    below: Int[Array, "p q"]
-    tied: Int[Array, "p q"]
+    @property
+    def small(self) -> "First":
+        """The sums without Gram matrices and histograms."""
+        return First(*self[:5], *[None] * 5)
 
 
-class Solved(NamedTuple):
-    """Factors and thresholds, from the first pass."""
+class Known(NamedTuple):
+    """What the second pass and the third must know of the first.
+
+    Attributes:
+        source: factors of W.
+        tuned: factors of W'.
+        limits: of |D|, in float32.
+        low: upper 16 bits of where each low mask ends.
+        coordinates: those of where the largest coordinates end.
+    """
 
     source: Factors | None
     tuned: Factors | None
-    delta_values: Float[Array, "p r"] | None
-    limits: Float[Array, "p t"] | None
-    low: Level | None
-    coordinates: Level | None
+    limits: Float[AnyArray, "p t"] | None
+    low: Int[AnyArray, "p q"] | None
+    coordinates: Int[AnyArray, "p f"] | None
 
 
 class Second(NamedTuple):
@@ -150,12 +120,17 @@ class Second(NamedTuple):
 
 
 class Cuts(NamedTuple):
-    """Where masks end: the low ones, the principal ones' bins, the coordinates."""
+    """What the third pass must know of the second.
 
-    low: UInt32[Array, "p q"] | None
-    principal: Int[Array, "p q"] | None
-    principal_at: Int[Array, "p q"] | None
-    coordinates: Cut | None
+    Attributes:
+        low: key of where each low mask ends.
+        principal: upper bits of the key of where each principal mask ends.
+        coordinates: key of where the largest coordinates end.
+    """
+
+    low: UInt32[AnyArray, "p q"] | None
+    principal: Int[AnyArray, "p q"] | None
+    coordinates: UInt32[AnyArray, "p f"] | None
 
 
 class Third(NamedTuple):
@@ -164,16 +139,6 @@ class Third(NamedTuple):
     residuals: tuple[GramRows, ...]
     joint: Int[Array, "p q c"] | None
     above: Float[Array, "p f"] | None
-
-
-class Finished(NamedTuple):
-    """Small results that the last program computes."""
-
-    short_sines: tuple[Float[Array, "p k"], ...]
-    long_sines: tuple[Float[Array, "p k"], ...]
-    energies: tuple[Float[Array, "p n"], ...] | None
-    tables: Int[Array, "p q 3 3 3"] | None
-    coordinates: Float[Array, "p f"] | None
 
 
 def first(total: First | None, block: Block, *, plan: Plan) -> First:
@@ -203,45 +168,14 @@ def first(total: First | None, block: Block, *, plan: Plan) -> First:
         if needs.coordinate_fractions
         else None,
     )
+    out = _add(total, part)
     if total is None:
-        return part
-    return _add(total, part)._replace(largest=jnp.maximum(total.largest, part.largest))
-
-
-def solve(total: First, sizes: Sizes, *, plan: Plan) -> Solved:
-    """Factors and thresholds, from the sums of the first pass."""
-    needs = plan.needs
-    finite = total.not_finite == 0
-
-    def gram(rows):
-        # LAPACK may not return from a matrix that holds NaN.
-        return jnp.where(finite[:, None, None], symmetric(rows), 0)
-
-    source = tuned = values = limits = low = coordinates = None
-    if needs.source_directions is not None:
-        source = from_gram(gram(total.source_gram), needs.source_directions)
-    if needs.tuned_directions is not None:
-        tuned = from_gram(gram(total.tuned_gram), needs.tuned_directions)
-    if needs.delta_values:
-        values = jnp.sqrt(jnp.maximum(eigenvalues(gram(total.delta_gram)), 0))
-    if needs.rms_tolerances:
-        numel = sizes.numel.astype(total.energies.dtype)
-        rms = jnp.sqrt(total.energies[:, 0] / numel)[:, None]
-        exact = rms * jnp.asarray(needs.rms_tolerances, rms.dtype)[None]
-        if needs.rms_in_bfloat16:
-            exact = to_bfloat16(exact).astype(rms.dtype)
-        # Below a limit is up to the float32 before it.
-        limits = sparsity.float32_upto(jnp.nextafter(exact, jnp.zeros_like(exact)))
-    if needs.masks:
-        low = Level(*locate(total.source_keys[:, None], sizes.masks))
-    if needs.coordinate_fractions:
-        at = sizes.numel[:, None] - sizes.coordinates + 1
-        coordinates = Level(*locate(total.delta_keys[:, None], at))
-    return Solved(source, tuned, values, limits, low, coordinates)
+        return out
+    return out._replace(largest=jnp.maximum(total.largest, part.largest))
 
 
 def vectors(
-    solved: Solved, block: Block, *, plan: Plan
+    known: Known, block: Block, *, plan: Plan
 ) -> tuple[Float[Array, "p k b"] | None, Float[Array, "p l b"] | None]:
     """The long side's vectors of W and W' in a block of columns."""
     needs = plan.needs
@@ -253,15 +187,15 @@ def vectors(
 
     a = b = None
     if needs.long_vectors:
-        a = leading(solved.source, needs.long_vectors, w)
+        a = leading(known.source, needs.long_vectors, w)
     if needs.sine_ranks:
-        b = leading(solved.tuned, max(needs.sine_ranks), w_tuned)
+        b = leading(known.tuned, max(needs.sine_ranks), w_tuned)
     return a, b
 
 
 def second(
     total: Second | None,
-    solved: Solved,
+    known: Known,
     a: Float[Array, "p k b"] | None,
     b: Float[Array, "p l b"] | None,
     block: Block,
@@ -274,44 +208,29 @@ def second(
     below = cosines = on_short = on_long = principal = low = coordinates = None
     if needs.rms_tolerances:
         size = lax.optimization_barrier(jnp.abs(d.astype(jnp.float32)))
-        below = _within(size, solved.limits, block.fresh[:, None])
+        below = _within(size, known.limits, block.fresh[:, None])
     if needs.sine_ranks:
         cosines = matmul(b, transpose(a[:, : b.shape[1]]))
     if needs.energy_ranks:
         k = max(needs.energy_ranks)
         on_short, on_long = subspace.inside(
-            solved.source.short[:, :k], a[:, :k], d.astype(a.dtype)
+            known.source.short[:, :k], a[:, :k], d.astype(a.dtype)
         )
     if needs.masks:
-        keys = masks.principal_keys(solved.source, a, [m.rank for m in needs.masks])
+        keys = masks.principal_keys(known.source, a, [m.rank for m in needs.masks])
         principal = count_level(keys, block.fresh, FINE_KEY_BITS)
         if w.dtype == jnp.float32:
-            low = count_inside(magnitude_key(w), solved.low.bins, block.fresh)
+            low = count_inside(magnitude_key(w), known.low, block.fresh)
     if needs.coordinate_fractions and d.dtype == jnp.float32:
-        bins = solved.coordinates.bins
+        bins = known.coordinates
         coordinates = count_inside(magnitude_key(d), bins, block.fresh)
     part = Second(below, cosines, on_short, on_long, principal, low, coordinates)
-    return part if total is None else _add(total, part)
-
-
-def cut(solved: Solved, total: Second, sizes: Sizes, *, plan: Plan) -> Cuts:
-    """Where the masks and the largest coordinates end."""
-    needs = plan.needs
-    low = principal = principal_at = coordinates = None
-    if needs.masks:
-        low = _cut(solved.low, sizes.masks, total.low).threshold
-        at = sizes.numel[:, None] - sizes.masks + 1
-        principal, below, _ = locate(total.principal, at)
-        principal_at = at - below
-    if needs.coordinate_fractions:
-        at = sizes.numel[:, None] - sizes.coordinates + 1
-        coordinates = _cut(solved.coordinates, at, total.coordinates)
-    return Cuts(low, principal, principal_at, coordinates)
+    return _add(total, part)
 
 
 def third(
     total: Third | None,
-    solved: Solved,
+    known: Known,
     cosines: Float[Array, "p l l"] | None,
     cuts: Cuts,
     a: Float[Array, "p k b"] | None,
@@ -329,50 +248,14 @@ def third(
     )
     joint = above = None
     if needs.masks:
-        keys = masks.principal_keys(solved.source, a, [m.rank for m in needs.masks])
+        keys = masks.principal_keys(known.source, a, [m.rank for m in needs.masks])
         joint = masks.joint_counts(
             keys, cuts.principal, w, cuts.low, d, needs.support_atol, block.fresh
         )
     if needs.coordinate_fractions:
-        thresholds = lax.bitcast_convert_type(cuts.coordinates.threshold, jnp.float32)
+        thresholds = lax.bitcast_convert_type(cuts.coordinates, jnp.float32)
         above = sparsity.energy_above(d, thresholds)
-    part = Third(residuals, joint, above)
-    return part if total is None else _add(total, part)
-
-
-def finish(
-    solved: Solved,
-    on_short: Float[Array, "p k"] | None,
-    on_long: Float[Array, "p k r"] | None,
-    cuts: Cuts,
-    total: Third,
-    sizes: Sizes,
-    *,
-    plan: Plan,
-) -> Finished:
-    """Sines, energies, tables and the energy of the largest coordinates."""
-    needs = plan.needs
-    short_sines = tuple(
-        subspace.short_sines(solved.source.short[:, :k], solved.tuned.short[:, :k])
-        for k in needs.sine_ranks
-    )
-    long_sines = tuple(subspace.sines(symmetric(x)) for x in total.residuals)
-    inside = tables = coordinates = None
-    if needs.energy_ranks:
-        short = solved.source.short[:, : max(needs.energy_ranks)]
-        inside = subspace.energies(short, on_short, on_long, needs.energy_ranks)
-    if needs.masks:
-        tables = masks.joint_table(total.joint, cuts.principal_at)
-    if needs.coordinate_fractions:
-        # Entries equal to the threshold carry equal energy: which of them are taken is
-        # without effect.
-        threshold, below, tied = cuts.coordinates
-        value = lax.bitcast_convert_type(threshold, jnp.float32)
-        larger = sizes.numel[:, None] - below - tied
-        wide = total.above.dtype
-        from_tied = (sizes.coordinates - larger).astype(wide)
-        coordinates = total.above + from_tied * jnp.square(value.astype(wide))
-    return Finished(short_sines, long_sines, inside, tables, coordinates)
+    return _add(total, Third(residuals, joint, above))
 
 
 def _form(block: Block, plan: Plan) -> tuple[Array, Array, Array]:
@@ -381,16 +264,15 @@ def _form(block: Block, plan: Plan) -> tuple[Array, Array, Array]:
     return lax.optimization_barrier(formed)
 
 
-def _add(a, b):
-    return jax.tree.map(jnp.add, a, b)
+def _add(total, part):
+    """Adds a block's sums; its counts are in int32, those of a matrix in int64."""
 
+    def wide(x):
+        counts = jnp.issubdtype(x.dtype, jnp.integer)
+        return x.astype(jnp.result_type(int)) if counts else x
 
-def _cut(level: Level, at: Int[Array, "p q"], counts: Array | None) -> Cut:
-    """The full cut: bfloat16 values end with their upper 16 bits."""
-    if counts is None:
-        threshold = level.bins.astype(jnp.uint32) << LEVEL_BITS
-        return Cut(threshold, level.below, level.tied)
-    return refine(level.bins, level.below, at, counts)
+    part = jax.tree.map(wide, part)
+    return part if total is None else jax.tree.map(jnp.add, total, part)
 
 
 def _count(mask: Bool[Array, "p r b"]) -> Int[Array, " p"]:

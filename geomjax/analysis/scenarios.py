@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from geomjax.analysis.between import Finished
 from geomjax.analysis.metric import Metric
 from geomjax.analysis.metrics import RANK_THRESHOLDS
 from geomjax.analysis.needs import Needs
 from geomjax.analysis.programs import Measured
 from geomjax.analysis.reductions import Reductions
-from geomjax.analysis.rounds import Finished
 from geomjax.geometry.krylov import Leading
 
 

@@ -14,7 +14,7 @@ which XLA's CPU products reach their full rate.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,11 @@ from geomjax.geometry.blocks import fold, transpose
 
 Numbers = Array | np.ndarray
 """What the small results are in: traced by JAX, or fetched and finished in NumPy."""
+if TYPE_CHECKING:
+    AnyArray = Any
+else:
+    # On a device, on the host, or described for a compiler.
+    AnyArray = Array | np.ndarray | jax.ShapeDtypeStruct
 _GRAM_PARTS = 4
 """Parts in which the lower triangle of a Gram matrix is computed: 5/8 of the work."""
 _SMALLEST_PART = 64
@@ -43,9 +48,9 @@ class Factors(NamedTuple):
         scale: 1 / sigma_i of those, 0 where sigma_i is rounding noise.
     """
 
-    values: Float[Array, "*p r"]
-    short: Float[Array, "*p k r"]
-    scale: Float[Array, "*p k"]
+    values: Float[AnyArray, "*p r"]
+    short: Float[AnyArray, "*p k r"]
+    scale: Float[AnyArray, "*p k"]
 
     def long_rows(self, block: Float[Array, "*p r b"]) -> Float[Array, "*p k b"]:
         """The entries of the long side's vectors that belong to a block of columns."""
@@ -91,6 +96,17 @@ def symmetric(rows: Sequence[Float[Array, "*p _ _"]]) -> Float[Array, "*p r r"]:
     index = lax.optimization_barrier(jnp.arange(r, dtype=jnp.int32))
     below = (index[:, None] >= index[None]).reshape(*(1,) * (lower.ndim - 2), r, r)
     return jnp.where(below, lower, transpose(lower))
+
+
+def lower(rows: Sequence[Float[np.ndarray, "_ _"]]) -> Float[np.ndarray, "r r"]:
+    """The lower triangle that `gram_rows` gave, of one matrix, in memory of its own."""
+    r = rows[-1].shape[-1]
+    out, start = np.zeros((r, r)), 0
+    for part in rows:
+        count, width = part.shape
+        out[start : start + count, :width] = part
+        start += count
+    return out
 
 
 def eigenvectors(
@@ -194,15 +210,21 @@ def factor(
 def from_gram(symmetric: Float[Array, "*p r r"], k: int) -> Factors:
     """`factor` of the matrix with this Gram matrix of its short side."""
     if k == 0:
-        values = jnp.sqrt(jnp.maximum(eigenvalues(symmetric), 0))
-        none = values[..., :0]
-        return Factors(values, none[..., None] * values[..., None, :], none)
+        return from_squares(eigenvalues(symmetric), symmetric[..., :0, :])
     squares, vectors = eigenvectors(symmetric)
-    values = jnp.sqrt(jnp.maximum(squares, 0))
-    leading = values[..., :k]
-    known = leading > floor(values)[..., None]
-    scale = jnp.where(known, 1 / jnp.where(known, leading, 1), 0)
-    return Factors(values, vectors[..., :k, :], scale)
+    return from_squares(squares, vectors[..., :k, :])
+
+
+def from_squares(
+    squares: Float[Numbers, "*p r"], vectors: Float[Numbers, "*p k r"]
+) -> Factors:
+    """Factors from the eigenvalues of a Gram matrix and its leading eigenvectors."""
+    xp = squares.__array_namespace__()
+    values = xp.sqrt(xp.maximum(squares, 0))
+    leading = values[..., : vectors.shape[-2]]
+    known = leading > floor(values[..., None, :])
+    scale = xp.where(known, 1 / xp.where(known, leading, 1), 0)
+    return Factors(values, vectors, scale)
 
 
 def floor(values: Float[Numbers, "*p r"]) -> Float[Numbers, "*p"]:

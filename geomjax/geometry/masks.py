@@ -13,22 +13,19 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import lax
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from geomjax.geometry.blocks import drop_stale, fold, transpose
+from geomjax.geometry.blocks import drop_stale, transpose
 from geomjax.geometry.factor import Factors, Numbers, matmul
 from geomjax.geometry.select import (
     FINE_KEY_BITS,
     LEVEL_BITS,
-    count_level,
     fine_key,
     histogram,
-    kth_smallest,
     locate,
     magnitude_key,
 )
-from geomjax.geometry.sparsity import top_count
 
 _CLASSES = 9
 _FINE_BITS = FINE_KEY_BITS - LEVEL_BITS
@@ -70,61 +67,6 @@ class Coverages(NamedTuple):
     changed: Coverage
     changed_beyond: Coverage
     chance: Coverage
-
-
-def coverage(
-    source: Float[Array, "*p m n"],
-    delta: Float[Array, "*p m n"],
-    factors: Factors,
-    masks: Sequence[SourceMask],
-    *,
-    atol: float,
-    low_bits: bool = True,
-    axis_name: str | None = None,
-) -> Coverages:
-    """Coverage of the update's supports by the masks of W.
-
-    Args:
-        source: W, bfloat16 or float32.
-        delta: D, likewise; A is where it is not 0.
-        factors: factors of W, up to the largest rank.
-        masks: ranks, each at most k, and densities in (0, 1].
-        atol: the second support is where |D| exceeds it.
-        low_bits: False where W holds bfloat16 values, see `kth_smallest`.
-        axis_name: mesh axis over which the long side is sharded, in `shard_map`.
-
-    Returns:
-        The coverages; NaN for an empty support.
-    """
-    *batch, m, n = source.shape
-    dtype = factors.values.dtype
-    shards = 1 if axis_name is None else lax.axis_size(axis_name)
-    numel = m * n * shards
-    sizes = jnp.asarray([top_count(mask.density, numel) for mask in masks], jnp.int32)
-    sizes = jnp.broadcast_to(sizes, (*batch, len(masks)))
-    low_cut = kth_smallest(
-        magnitude_key, [source], sizes, low_bits=low_bits, axis_name=axis_name
-    )
-    ranks = [mask.rank for mask in masks]
-
-    def keys(block):
-        long = factors.long_rows(block.astype(dtype))
-        return principal_keys(factors, long, ranks)
-
-    def first(block, fresh):
-        return count_level(keys(block), fresh, FINE_KEY_BITS)
-
-    counts = fold(first, source, axis_name=axis_name)
-    at = numel - sizes + 1
-    bins, below, _ = locate(counts, at)
-
-    def second(block, delta_block, fresh):
-        return joint_counts(
-            keys(block), bins, block, low_cut.threshold, delta_block, atol, fresh
-        )
-
-    joint = fold(second, source, delta, axis_name=axis_name)
-    return coverages(joint_table(joint, at - below), sizes)
 
 
 def principal_keys(
@@ -198,8 +140,8 @@ def joint_counts(
 
 
 def joint_table(
-    counts: Int[Array, "*p q c"], at: Int[Array, "*p q"]
-) -> Int[Array, "*p q 3 3 3"]:
+    counts: Int[np.ndarray, "*p q c"], at: Int[np.ndarray, "*p q"]
+) -> Int[np.ndarray, "*p q 3 3 3"]:
     """Entries by principal side, low side and support, from sums of `joint_counts`.
 
     Args:
@@ -207,15 +149,13 @@ def joint_table(
         at: which entry of the cut's bin the principal cut is, from 1.
     """
     inside = counts[..., 2 * _CLASSES :].reshape(*at.shape, -1, _CLASSES)
-    cut, _, _ = locate(jnp.sum(inside, axis=-1, dtype=jnp.int32), at)
-    place = jnp.arange(inside.shape[-2], dtype=jnp.int32)
-    place = place.reshape(*(1,) * at.ndim, -1, 1)
-    cut = cut[..., None, None]
+    cut = locate(inside.sum(axis=-1), at).threshold[..., None, None]
+    place = np.arange(inside.shape[-2]).reshape(*(1,) * at.ndim, -1, 1)
 
     def total(chosen):
-        return jnp.sum(jnp.where(chosen, inside, 0), axis=-2, dtype=jnp.int32)
+        return np.sum(inside, axis=-2, where=chosen)
 
-    sides = jnp.stack(
+    sides = np.stack(
         [
             counts[..., :_CLASSES] + total(place < cut),
             total(place == cut),
@@ -230,7 +170,7 @@ def coverages(tables: Numbers, sizes: Numbers) -> Coverages:
     """Coverage of both supports and the chance level, from `joint_table`.
 
     Args:
-        tables: `[*p, q, 3, 3, 3]`, in NumPy or JAX.
+        tables: `[*p, q, 3, 3, 3]`.
         sizes: entries of each mask, `[*p, q]`.
 
     Returns:

@@ -1,13 +1,11 @@
 """How many coordinates moved, and how much of the update the largest of them carry."""
 
 import math
-from collections.abc import Sequence
 
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from geomjax.geometry.select import kth_smallest, magnitude_key
+from geomjax.geometry.factor import Numbers
 
 
 def energy(x: Float[Array, "*p n"]) -> Float[Array, "*p"]:
@@ -18,7 +16,7 @@ def energy(x: Float[Array, "*p n"]) -> Float[Array, "*p"]:
 
 def fraction(mask: Bool[Array, "*p n"]) -> Float[Array, "*p"]:
     """Share of true entries, counted in integers."""
-    count = jnp.sum(mask, axis=-1, dtype=jnp.int32)
+    count = jnp.sum(mask, axis=-1, dtype=jnp.result_type(int))
     return count.astype(jnp.result_type(float)) / mask.shape[-1]
 
 
@@ -45,11 +43,12 @@ def fraction_within(
     return jnp.stack(shares, axis=-1)
 
 
-def float32_upto(tolerances: Float[Array, "*s"]) -> Float[Array, "*s"]:
+def float32_upto(tolerances: Float[Numbers, "*s"]) -> Float[Numbers, "*s"]:
     """The largest float32 up to each: float32 values compare with both alike."""
-    nearest = tolerances.astype(jnp.float32)
-    down = jnp.nextafter(nearest, jnp.zeros_like(nearest))
-    return jnp.where(nearest.astype(tolerances.dtype) > tolerances, down, nearest)
+    xp = tolerances.__array_namespace__()
+    nearest = tolerances.astype(xp.float32)
+    down = xp.nextafter(nearest, xp.zeros_like(nearest))
+    return xp.where(nearest.astype(tolerances.dtype) > tolerances, down, nearest)
 
 
 def bf16_same(
@@ -73,33 +72,6 @@ def bf16_unchanged(
 def top_count(fraction: float, numel: int) -> int:
     """ceil(fraction * numel), at least 1: the size of every mask given by a share."""
     return min(numel, max(1, math.ceil(fraction * numel)))
-
-
-def coordinate_energy(
-    x: Float[Array, "*p m n"], fractions: Sequence[float], *, low_bits: bool = True
-) -> Float[Array, "*p f"]:
-    """P1 eq. (17): energy of the ceil(fraction * mn) largest entries, over all energy.
-
-    Args:
-        x: D, bfloat16 or float32.
-        fractions: shares of the coordinates, in (0, 1].
-        low_bits: False where the values are bfloat16 ones, see `kth_smallest`.
-
-    Returns:
-        Shares of the energy; NaN where x is zero.
-    """
-    n = x.shape[-2] * x.shape[-1]
-    dtype = jnp.result_type(float)
-    counts = jnp.asarray([top_count(f, n) for f in fractions], jnp.int32)
-    counts = jnp.broadcast_to(counts, (*x.shape[:-2], len(fractions)))
-    cut = kth_smallest(magnitude_key, [x], n - counts + 1, low_bits=low_bits)
-    values = lax.bitcast_convert_type(cut.threshold, jnp.float32)
-    # Entries equal to the threshold carry equal energy: which of them are taken is
-    # without effect.
-    from_tied = (counts - (n - cut.below - cut.tied)).astype(dtype)
-    from_tied = from_tied * jnp.square(values.astype(dtype))
-    total = jnp.sum(jnp.square(x.astype(dtype)), axis=(-2, -1))
-    return (energy_above(x, values) + from_tied) / total[..., None]
 
 
 def energy_above(

@@ -5,9 +5,9 @@ by the matrix and its `Factors`, from which the vectors follow block by block.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from geomjax.geometry.blocks import fold, transpose
@@ -38,6 +38,31 @@ def short_sines(
         The sines in descending order, in [0, 1].
     """
     return sines(symmetric(residual_gram(a, b, matmul(b, transpose(a)))))
+
+
+def nested_residuals(
+    a: Float[np.ndarray, "k r"], b: Float[np.ndarray, "k r"], ranks: Sequence[int]
+) -> list[Float[np.ndarray, "_ _"]]:
+    """The matrices whose eigenvalues are squared sines, of several nested ranks.
+
+    With R = B - C A for C = B A^T of all k rows, what is left of the leading j rows of
+    b outside those of a is `R_j + C_jx A_x`, x being the others of a: one product of
+    the full size serves all ranks. As a is orthonormal, its Gram matrix is a sum of
+    two.
+
+    Args:
+        a: orthonormal rows.
+        b: orthonormal rows.
+        ranks: dimensions, up to k.
+    """
+    cosines = b @ a.T
+    rest = b - cosines @ a
+    gram = rest @ rest.T
+    out = []
+    for j in ranks:
+        others = cosines[:j, j:]
+        out.append(gram[:j, :j] + others @ others.T)
+    return out
 
 
 def residual_gram(
@@ -114,58 +139,6 @@ def angles(sines: Float[Numbers, "*p k"]) -> Float[Numbers, "*p k"]:
     return xp.arctan2(sines, xp.sqrt((1 - sines) * (1 + sines)))
 
 
-class ProjectedEnergies(NamedTuple):
-    """Energy of a matrix inside leading subspaces of W, one entry for each rank.
-
-    Attributes:
-        joint: `||U_k^T D V_k||_F^2`, P1 eq. (23) before the division.
-        left: `||U_k^T D||_F^2`.
-        right: `||D V_k||_F^2`.
-    """
-
-    joint: Float[Array, "*p n"]
-    left: Float[Array, "*p n"]
-    right: Float[Array, "*p n"]
-
-
-def projected_energies(
-    source: Float[Array, "*p m n"],
-    delta: Float[Array, "*p m n"],
-    factors: Factors,
-    ranks: Sequence[int],
-    *,
-    axis_name: str | None = None,
-) -> ProjectedEnergies:
-    """Energy of D in the leading subspaces of W of several ranks.
-
-    The one-sided energies come from `U_k^T D` and `D V_k` themselves: with the thin
-    factor of a rectangular matrix, `U^T D V` has already lost the part of D outside
-    the long side's range.
-
-    Args:
-        source: W.
-        delta: D.
-        factors: factors of W, of at least the largest rank.
-        ranks: dimensions k.
-        axis_name: mesh axis over which the long side is sharded, in `shard_map`.
-
-    Returns:
-        The three energies for each rank.
-    """
-    dtype, largest = factors.values.dtype, max(ranks)
-    short = factors.short[..., :largest, :]
-
-    def part(block, delta_block, fresh):
-        long = factors.long_rows(block.astype(dtype))[..., :largest, :]
-        return inside(short, long, delta_block.astype(dtype))
-
-    on_short, on_long = fold(part, source, delta, axis_name=axis_name)
-    by_short, by_long, joint = energies(short, on_short, on_long, ranks)
-    m, n = source.shape[-2:]
-    left, right = (by_short, by_long) if m <= n else (by_long, by_short)
-    return ProjectedEnergies(joint, left, right)
-
-
 def inside(
     short: Float[Array, "*p k r"],
     long: Float[Array, "*p k b"],
@@ -187,12 +160,16 @@ def inside(
 
 
 def energies(
-    short: Float[Array, "*p k r"],
-    on_short: Float[Array, "*p k"],
-    on_long: Float[Array, "*p k r"],
+    short: Float[np.ndarray, "*p k r"],
+    on_short: Float[np.ndarray, "*p k"],
+    on_long: Float[np.ndarray, "*p k r"],
     ranks: Sequence[int],
-) -> tuple[Float[Array, "*p n"], Float[Array, "*p n"], Float[Array, "*p n"]]:
+) -> tuple[Float[np.ndarray, "*p n"], ...]:
     """Energies on the short side, on the long side and on both, from sums of `inside`.
+
+    The energies on one side come from `U_k^T D` and `D V_k` themselves: with the thin
+    factor of a rectangular matrix, `U^T D V` has already lost the part of D outside
+    the long side's range. P1 eq. (23), before the division.
 
     Args:
         short: leading vectors of the short side, as rows.
@@ -201,15 +178,12 @@ def energies(
         ranks: dimensions of the subspaces.
 
     Returns:
-        The three energies for each rank.
+        `||U_k^T D||^2`, `||D V_k||^2` and `||U_k^T D V_k||^2` for each rank, U being
+        the short side's vectors.
     """
-    core = jnp.square(matmul(on_long, transpose(short)))
-    joint = [jnp.sum(core[..., :k, :k], axis=(-2, -1)) for k in ranks]
-    along_long = jnp.sum(jnp.square(on_long), axis=-1)
-    # Not by a cumulative sum, which takes XLA seconds to compile.
-    by_short = [jnp.sum(on_short[..., :k], axis=-1) for k in ranks]
-    by_long = [jnp.sum(along_long[..., :k], axis=-1) for k in ranks]
-    short_energy, long_energy, joint_energy = (
-        jnp.stack(part, axis=-1) for part in (by_short, by_long, joint)
-    )
-    return short_energy, long_energy, joint_energy
+    core = np.square(on_long @ short.swapaxes(-1, -2))
+    along_long = np.square(on_long).sum(axis=-1)
+    by_short = [on_short[..., :k].sum(axis=-1) for k in ranks]
+    by_long = [along_long[..., :k].sum(axis=-1) for k in ranks]
+    joint = [core[..., :k, :k].sum(axis=(-2, -1)) for k in ranks]
+    return tuple(np.stack(part, axis=-1) for part in (by_short, by_long, joint))

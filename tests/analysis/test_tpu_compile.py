@@ -2,11 +2,10 @@
 
 Needs libtpu (the `tpu` extra), whose compiler runs on any Linux machine. What does not
 lower in reasonable time are eigenproblems: XLA's Jacobi solver takes minutes to compile
-from a few hundred rows on. Hence the split: everything that streams over blocks runs on
-the chips, in float64, which XLA emulates there (a product becomes a loop over products
-of bfloat16 parts; how accurate that is was not measured), and `solve` and `finish`,
-which see r x r and k x k matrices alone, on the host's CPU device through LAPACK.
-`Programs` does not make this split yet: it places everything on the default device.
+from a few hundred rows on. So the engine solves them on the host, and what is compiled
+here is all that it runs on devices: the passes over blocks, in float64, which XLA
+emulates there (a product becomes a loop over products of bfloat16 parts; how accurate
+that is was not measured).
 """
 
 # ruff: noqa: T201
@@ -22,10 +21,11 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from geomjax.analysis import large, passes, rounds
+from geomjax.analysis import large, passes
+from geomjax.analysis.measure import StackPlan, programs_of
 from geomjax.analysis.metrics import DEFAULT
-from geomjax.analysis.needs import combine
-from geomjax.analysis.rounds import Block, Plan, Sizes
+from geomjax.analysis.programs import Layout, Program
+from geomjax.analysis.rounds import Block
 from geomjax.analysis.stacks import block_columns, sides
 from geomjax.geometry import certify, krylov
 
@@ -37,6 +37,7 @@ SHAPES = {
     "down_proj": (2048, 6144),
     "embed_tokens": (151936, 2048),
 }
+BF16 = ("bfloat16", "bfloat16")
 CHIPS = 4
 HBM = 16 << 30
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute")
@@ -86,14 +87,7 @@ def _compile(f, args):
         start = time.perf_counter()
         program = jax.jit(f).lower(*args).compile()
         seconds = time.perf_counter() - start
-    memory = program.memory_analysis()
-    size = (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        + memory.temp_size_in_bytes
-        - memory.alias_size_in_bytes
-    )
-    return seconds, size, program.as_text()
+    return seconds, _size(program), program.as_text()
 
 
 def _placed(tree, sharding):
@@ -102,59 +96,15 @@ def _placed(tree, sharding):
     )
 
 
-def _add_layout(compiler, label, r, columns, plan, mesh):
-    """The programs of stacks of one short side, spread over the chips of a mesh."""
-    depth, needs = mesh.size, plan.needs
-    stored = jax.ShapeDtypeStruct((depth, r, columns), jnp.bfloat16)
-    counts = partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
-    block = Block(stored, stored, counts((depth,)))
-    sizes = Sizes(
-        counts((depth,)),
-        counts((depth, len(needs.coordinate_fractions))),
-        counts((depth, len(needs.masks))),
+def _size(program):
+    """Bytes that a program takes on a chip."""
+    memory = program.memory_analysis()
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes
+        - memory.alias_size_in_bytes
     )
-    spec = PartitionSpec(mesh.axis_names)
-    on_chips = NamedSharding(mesh, spec)
-    on_host = SingleDeviceSharding(jax.devices("cpu")[0])
-
-    def add(name, f, *args, host=False):
-        f = partial(f, plan=plan)
-        out = jax.eval_shape(f, *args)
-        if host:
-            compiler.add(f"{label} {name} (host)", f, *_placed(args, on_host))
-        else:
-            shared = jax.shard_map(
-                f, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
-            )
-            compiler.add(f"{label} {name}", shared, *_placed(args, on_chips))
-        return out
-
-    with jax.enable_x64(True):
-        first = jax.eval_shape(partial(rounds.first, plan=plan), None, block)
-        add("first", rounds.first, first, block)
-        solved = add("solve", rounds.solve, first, sizes, host=True)
-        if not needs.second_pass:
-            return
-        a, b = add("vectors", rounds.vectors, solved, block)
-        second = partial(rounds.second, plan=plan)
-        second = jax.eval_shape(second, None, solved, a, b, block)
-        add("second", rounds.second, second, solved, a, b, block)
-        cuts = add("cut", rounds.cut, solved, second, sizes)
-        carried = (solved, second.cosines, cuts, a, b, block)
-        third = partial(rounds.third, plan=plan)
-        third = jax.eval_shape(third, None, *carried)
-        add("third", rounds.third, third, *carried)
-        add(
-            "finish",
-            rounds.finish,
-            solved,
-            second.on_short,
-            second.on_long,
-            cuts,
-            third,
-            sizes,
-            host=True,
-        )
 
 
 def test_the_default_metrics_at_the_shapes_of_qwen3_1_7b(chips, capsys):
@@ -163,30 +113,37 @@ def test_the_default_metrics_at_the_shapes_of_qwen3_1_7b(chips, capsys):
     for shape in SHAPES.values():
         r, long = sides(shape)
         lengths.setdefault(r, []).append(long)
-    compiler = _Compiler()
     start, busy = time.perf_counter(), time.process_time()
+    plan, layouts = StackPlan("stored", "bfloat16", DEFAULT), []
     for r, longs in sorted(lengths.items(), reverse=True):
-        needs = combine(m.needs(r, True) for m in DEFAULT if m.needs is not None)
-        plan = Plan("stored", "bfloat16", needs)
-        _add_layout(compiler, f"r={r}", r, block_columns(r, longs), plan, mesh)
-    needs = combine(m.needs(1, True) for m in DEFAULT if m.applies_to == "tensor")
-    _add_layout(compiler, "vectors", 1, 2048, Plan("stored", "bfloat16", needs), mesh)
-    results = compiler.finish()
+        layouts.append((Layout(CHIPS, r, block_columns(r, longs), *BF16), 2))
+    layouts.append((Layout(CHIPS, 1, 2048, *BF16), 1))
+    with jax.enable_x64(True):
+        # The engine's own, whatever they are: all that it runs on the devices.
+        compiled = {
+            f"r={layout.r} {name}": program
+            for layout, ndim in layouts
+            for name, program in vars(programs_of(layout, ndim, plan, mesh)).items()
+            if isinstance(program, Program)
+        }
+    results = [(name, program.compiled()) for name, program in compiled.items()]
     total, busy = time.perf_counter() - start, time.process_time() - busy
+    largest = max(_size(program) for _, program in results)
     with capsys.disabled():
         print()
-        for name, seconds, size, _ in results:
-            line = f"{name:24s}{seconds:7.1f} s {size / 2**30:7.2f} of 16 GiB a chip"
-            print(line)
-        print(f"all, in two threads: {total:.1f} s, {busy:.1f} s of processor time")
-    for name, _, size, text in results:
-        assert size < HBM, name
+        for name, program in results:
+            print(f"{name:24s}{_size(program) / 2**30:7.2f} of 16 GiB a chip")
+        print(f"all: {total:.1f} s, {busy:.1f} s of processor time")
+    assert len(results) == 4 * len(layouts)
+    for name, program in results:
+        text = program.as_text()
+        assert "tpu" in text.lower(), name
         assert not any(word in text for word in COLLECTIVES), name
+        assert not any(word in text.lower() for word in ("eigh", "jacobi")), name
+    assert largest < HBM
     # The vectors of the embedding, kept between passes, would not fit beside the rest;
     # the stored matrices do: both sides of the embedding are 1.2 GiB.
-    assert (
-        4 * math.prod(SHAPES["embed_tokens"]) + max(s for _, _, s, _ in results) < HBM
-    )
+    assert 4 * math.prod(SHAPES["embed_tokens"]) + largest < HBM
     assert busy < SECONDS
 
 

@@ -10,11 +10,14 @@ from hypothesis import strategies as st
 
 from geomjax.geometry.select import (
     FINE_KEY_BITS,
+    count_inside,
+    count_level,
     fine_key,
     histogram_by_matmul,
     histogram_by_scatter,
-    kth_smallest,
+    locate,
     magnitude_key,
+    refine,
 )
 
 
@@ -26,15 +29,30 @@ def test_histograms(bins):
         np.testing.assert_array_equal(histogram(jnp.asarray(index), bins), expected)
 
 
+def _kth_smallest(x, k):
+    """The cut of k-th smallest magnitudes, level by level, as the passes find it."""
+    keys = magnitude_key(jnp.asarray(x))
+    upper = np.asarray(count_level(keys, None))
+    level = locate(upper, k)
+    if x.dtype == ml_dtypes.bfloat16:
+        return refine(level, k, None)
+    bins = jnp.asarray(level.threshold.astype(np.int32))
+    return refine(level, k, np.asarray(count_inside(keys, bins, None)))
+
+
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 1000), spread=st.sampled_from([0.0, 1e-30, 1.0, 1e30]))
-def test_kth_smallest_of_float32(seed, spread):
+@given(
+    seed=st.integers(0, 1000),
+    spread=st.sampled_from([0.0, 1e-30, 1.0, 1e30]),
+    dtype=st.sampled_from([np.float32, ml_dtypes.bfloat16]),
+)
+def test_kth_smallest(seed, spread, dtype):
     rng = np.random.default_rng(seed)
-    x = (spread * rng.standard_normal((2, 6, 7))).astype(np.float32)
-    x.ravel()[:10] = x.ravel()[10:20]
-    k = rng.integers(1, 43, (2, 3)).astype(np.int32)
-    cut = kth_smallest(magnitude_key, [jnp.asarray(x)], jnp.asarray(k))
-    magnitudes = np.abs(x).reshape(2, -1)
+    x = (spread * rng.standard_normal((2, 6, 7))).astype(dtype)
+    x.reshape(-1)[:10] = x.reshape(-1)[10:20]
+    k = rng.integers(1, 43, (2, 3))
+    cut = _kth_smallest(x, k)
+    magnitudes = np.abs(x.astype(np.float32)).reshape(2, -1)
     for row in range(2):
         for i in range(3):
             value = np.sort(magnitudes[row])[k[row, i] - 1]
@@ -44,13 +62,14 @@ def test_kth_smallest_of_float32(seed, spread):
             assert cut.tied[row, i] == np.sum(magnitudes[row] == value)
 
 
-def test_bfloat16_needs_one_level():
-    x = np.random.default_rng(1).standard_normal((1, 40, 50)).astype(ml_dtypes.bfloat16)
-    k = jnp.asarray([[1, 77, 2000]], jnp.int32)
-    one = kth_smallest(magnitude_key, [jnp.asarray(x)], k, low_bits=False)
-    two = kth_smallest(magnitude_key, [jnp.asarray(x)], k)
-    for a, b in zip(one, two, strict=True):
-        np.testing.assert_array_equal(a, b)
+def test_counts_beyond_int32():
+    counts = np.zeros((1, 256), np.int64)
+    counts[0, [3, 7, 9]] = 1 << 33, 5, 1 << 40
+    k = np.asarray([[1 << 33, (1 << 33) + 1, (1 << 33) + 6]])
+    cut = locate(counts, k)
+    assert cut.threshold.tolist() == [[3, 7, 9]]
+    assert cut.below.tolist() == [[0, 1 << 33, (1 << 33) + 5]]
+    assert cut.tied.tolist() == [[1 << 33, 5, 1 << 40]]
 
 
 def test_fine_keys_resolve_what_float32_does_below_the_bound():
