@@ -34,8 +34,7 @@ _BUDGET = 4 << 30
 def describe(source: Path, tuned: Path, workdir: Path) -> str:
     """Measures a pair, one stack at a time, and says how long each phase took.
 
-    Programs are compiled before they are timed. One stack at a time leaves the part of
-    a factorisation that runs on one core alone; `run` has two in flight.
+    Programs are compiled before they are timed.
     """
     sides = open_source(source), open_source(tuned)
     matched = match(*sides).matched

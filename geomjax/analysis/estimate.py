@@ -13,7 +13,7 @@ class Estimate(NamedTuple):
     Attributes:
         tensors: matched tensors.
         bytes_read: bytes of both checkpoints that would be read.
-        memory: bytes of the stacks in flight.
+        memory: bytes of the stack that is measured and of the one that is read.
         disk: bytes of the results, about.
         operations: floating-point operations in float64, about.
     """
@@ -30,14 +30,11 @@ def estimate(
     tuned: CheckpointSource,
     *,
     memory_budget: int | None = None,
-    in_flight: int = 2,
 ) -> Estimate:
     """Time, memory and disk that a run would take, from names and shapes alone."""
     matched = match(source, tuned).matched
     budget = available_memory() // 4 if memory_budget is None else memory_budget
-    stacks = plan_stacks(
-        source, tuned, matched, memory_budget=budget // (1 + in_flight), devices=1
-    )
+    stacks = plan_stacks(source, tuned, matched, memory_budget=budget // 2, devices=1)
     sizes = sorted(
         (working_bytes(s.layout, s.blocks) for s in stacks if s.layout is not None),
         reverse=True,
@@ -50,7 +47,7 @@ def estimate(
     return Estimate(
         tensors=len(matched),
         bytes_read=nbytes,
-        memory=sum(sizes[: in_flight + 1]),
+        memory=sum(sizes[:2]),
         disk=len(matched) * 16384,
         operations=sum(operations(m.shape).total for m in matched),
     )

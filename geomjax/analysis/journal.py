@@ -1,7 +1,7 @@
 """The results of a run, durable record by record.
 
 One line of JSON for each measured tensor, appended and flushed to disk before the next
-stack is waited for. A line that a crash cut short is dropped when the file is opened
+stack is begun. A line that a crash cut short is dropped when the file is opened
 again, so the file never holds half a result.
 """
 

@@ -6,7 +6,7 @@ at the end of a pass, which is all that is communicated.
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial, reduce
+from functools import lru_cache, partial
 from operator import itemgetter
 from typing import Any
 
@@ -72,11 +72,11 @@ class Passes:
         for block in self._blocks:
             part = program(block, *placed)
             total = part if total is None else _add(total, part)
+        each_device = range(self._count)
         total = jax.device_get(total)
-        each = [
-            jax.tree.map(itemgetter(slice(i, i + 1)), total) for i in range(self._count)
-        ]
-        return reduce(_add, each)
+        return rounds.combine(
+            [jax.tree.map(itemgetter(slice(i, i + 1)), total) for i in each_device]
+        )
 
     def images(self, rows: Float[Array, "s l r"]) -> Float[Array, "s l r"]:
         """Rows times the Gram matrices of W, W' and D, in one pass over the blocks."""

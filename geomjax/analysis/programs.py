@@ -22,6 +22,11 @@ from geomjax.analysis.needs import Needs
 from geomjax.analysis.rounds import Block, Cuts, First, Known, Plan
 from geomjax.geometry.factor import Factors
 
+_TOTALS = 2
+"""Totals of a pass, and so blocks of a stack that are computed at the same time."""
+_MOST_SHARED = 4096
+"""Short side up to which there are so many: Gram matrices of larger ones weigh more."""
+
 
 class Layout(NamedTuple):
     """Shape and dtypes of the blocks of a stack.
@@ -119,10 +124,15 @@ class Programs:
         """Moves arrays of the host to where the programs want them."""
         return jax.device_put(tree, self._placement)
 
-    def total(self, index: int) -> Any:
-        """Zeros to which a pass adds."""
-        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self.zeros[index])
-        return self.put(zeros)
+    def sums(self, index: int, blocks: int) -> "Sums":
+        """Zeros to which a pass over so many blocks adds."""
+
+        def zeros():
+            shapes = self.zeros[index]
+            return self.put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes))
+
+        count = 1 if self.layout.r > _MOST_SHARED else min(_TOTALS, blocks)
+        return Sums([zeros() for _ in range(count)])
 
     def measure(self, blocks: list[Block], sizes: Sizes, *, keep: bool) -> Measured:
         """Runs the three passes over the blocks of a stack.
@@ -137,35 +147,57 @@ class Programs:
             The results, on the host.
         """
         needs = self.plan.needs
-        placed, total = [], self.total(0)
+        placed, sums = [], self.sums(0, len(blocks))
         while blocks:
             placed.append(self.put(blocks.pop(0)))
-            total = self.first(total, placed[-1])
-        first = jax.device_get(total)
+            sums.add(self.first, placed[-1])
+        first = sums.total()
         solved = between.solve(first, sizes, needs)
         below = finished = None
         if needs.second_pass:
             known = self.put(solved.known)
             kept: list[Any] = []
-            total = self.total(1)
+            sums = self.sums(1, len(placed))
             for block in placed:
                 a, b = self.vectors(known, block)
-                total = self.second(total, known, a, b, block)
+                sums.add(self.second, known, a, b, block)
                 if keep:
                     kept.append((a, b))
-            second = jax.device_get(total)
+            second = sums.total()
             ends = between.cut(solved, second, sizes, needs)
-            cosines, cuts = total.cosines, self.put(ends.cuts)
-            total = self.total(2)
+            cosines, cuts = self.put((second.cosines, ends.cuts))
+            sums = self.sums(2, len(placed))
             for i, block in enumerate(placed):
                 a, b = kept[i] if keep else self.vectors(known, block)
                 if keep:
                     kept[i] = None
-                total = self.third(total, known, cosines, cuts, a, b, block)
-            third = jax.device_get(total)
+                sums.add(self.third, known, cosines, cuts, a, b, block)
+            third = sums.total()
             finished = between.finish(solved, second, ends, third, sizes, needs)
             below = second.below
         return Measured(first.small, solved.small, below, finished)
+
+
+class Sums:
+    """The totals of a pass, to which blocks are added in turn.
+
+    A block need not wait for the one before it: on a CPU, where much of a pass runs on
+    one core, two of them run at the same time. Which total a block is added to is its
+    place alone, so that the sums are the same on every machine.
+    """
+
+    def __init__(self, totals: list[Any]):
+        self._totals, self._added = totals, 0
+
+    def add(self, program: Callable[..., Any], *args: Any) -> None:
+        """Adds what a program finds in a block."""
+        place = self._added % len(self._totals)
+        self._totals[place] = program(self._totals[place], *args)
+        self._added += 1
+
+    def total(self) -> Any:
+        """Their sum, on the host."""
+        return rounds.combine([jax.device_get(part) for part in self._totals])
 
 
 def _known(depth: int, r: int, needs: Needs) -> Known:

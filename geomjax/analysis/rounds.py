@@ -19,10 +19,12 @@ int64, as a matrix may have more than 2^31 entries.
 # The plan says which of the optional results are there; the type checker cannot know.
 # mypy: disable-error-code="arg-type, index, misc, operator, union-attr"
 
+from functools import reduce
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
@@ -262,6 +264,14 @@ def _form(block: Block, plan: Plan) -> tuple[Array, Array, Array]:
     """W, W' and D of a block, once: XLA would form D again for each of its uses."""
     formed = form(block.source, block.tuned, delta=plan.delta, subtract=plan.subtract)
     return lax.optimization_barrier(formed)
+
+
+def combine(totals):
+    """The sum of totals of one pass over different blocks, on the host."""
+    out = reduce(lambda a, b: jax.tree.map(np.add, a, b), totals)
+    if isinstance(out, First):
+        return out._replace(largest=reduce(np.maximum, [t.largest for t in totals]))
+    return out
 
 
 def _add(total, part):

@@ -73,7 +73,6 @@ def run(
     null_seeds: Sequence[int] = (),
     mesh: Mesh | None = None,
     memory_budget: int | None = None,
-    in_flight: int = 2,
     max_factor_dim: int = 16384,
     common_rows: bool = False,
     progress: Progress | None = None,
@@ -81,10 +80,9 @@ def run(
     """Measures every matched tensor of two checkpoints and writes the tables.
 
     Tensors of one short side run the same programs, small ones as stacks. The next
-    stack is read while others compute, and each finished one is on disk, in
-    `journal.jsonl`, before it counts as done: called again with the same arguments, a
-    run that was stopped goes on where it was, repeats at most the stacks in flight, and
-    ends with the same bytes.
+    stack is read while one is measured, which is on disk, in `journal.jsonl`, before
+    another is begun: called again with the same arguments, a run that was stopped goes
+    on where it was, repeats at most that one stack, and ends with the same bytes.
 
     Args:
         source: the checkpoint before training.
@@ -95,10 +93,9 @@ def run(
         metrics: the table of metrics; the norms are added where they are missing.
         null_seeds: seeds of the null updates; each costs two more measurements.
         mesh: devices to spread each stack over, without communication; one by default.
-        memory_budget: bytes for all stacks in flight; by default what the journal says
+        memory_budget: bytes for the stacks in memory; by default what the journal says
             of the run that is resumed, or else a quarter of what is free. One tensor is
             measured whatever it takes.
-        in_flight: stacks that compute at the same time, to keep two cores busy.
         max_factor_dim: short side up to which a matrix is factored; a larger one is
             measured by `geomjax.analysis.large`, with error bounds.
         common_rows: see `geomjax.checkpoints.match`.
@@ -123,7 +120,8 @@ def run(
         budget = recorded["memory_budget"]
     else:
         budget = available_memory() // 4
-    each = budget // (1 + in_flight)
+    # One stack is measured, and one is read.
+    each = budget // 2
     stacks = plan_stacks(
         source,
         tuned,
@@ -156,7 +154,6 @@ def run(
             work.records,
             work.needed,
             memory=budget,
-            in_flight=in_flight,
         )
         for stack, records in finished:
             journal.append(records)

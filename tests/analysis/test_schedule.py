@@ -31,28 +31,32 @@ class _Counted:
 def test_memory_is_bounded_however_many_items(repeats):
     counted = _Counted()
     items = repeats * [4, 4, 3, 3, 2, 9, 2, 1, 25, 1, 1]
-    out = compute(
-        items, counted.load, counted.work, lambda item: item, memory=10, in_flight=2
-    )
-    assert sorted(item for item, _ in out) == sorted(items)
+    out = compute(items, counted.load, counted.work, lambda item: item, memory=10)
+    assert [item for item, _ in out] == items
     assert counted.held == []
     for held in counted.seen:
         assert sum(held) <= 10 or len(held) == 1
-        # Two that are worked on and one that is read ahead.
-        assert len(held) <= 3
+        # One that is worked on and one that is read ahead.
+        assert len(held) <= 2
 
 
-def test_items_share_the_time():
-    both = threading.Barrier(2, timeout=30)
+def test_the_next_is_read_meanwhile_and_worked_on_only_after():
+    read, worked_on = threading.Event(), []
 
-    def work(item, loaded):
-        both.wait()
+    def load(item):
+        if item == 2:
+            read.set()
         return item
 
-    out = compute(
-        [1, 2, 3, 4], lambda item: item, work, lambda item: 1, memory=10, in_flight=2
-    )
-    assert sorted(item for item, _ in out) == [1, 2, 3, 4]
+    def work(item, loaded):
+        worked_on.append(item)
+        assert read.wait(timeout=30)
+        return item
+
+    out = compute([1, 2, 3], load, work, lambda item: 1, memory=10)
+    for item, _ in out:
+        # Nothing is begun before what is done was handed out, to be made durable.
+        assert worked_on[-1] == item
 
 
 def test_what_was_computing_comes_out_before_an_error():
@@ -61,14 +65,8 @@ def test_what_was_computing_comes_out_before_an_error():
             raise OSError("unreadable")
         return item
 
-    out = compute(
-        [1, 2, 3, 4],
-        load,
-        lambda item, loaded: loaded,
-        lambda item: 1,
-        memory=10,
-        in_flight=2,
-    )
+    items = [1, 2, 3, 4]
+    out = compute(items, load, lambda item, loaded: loaded, lambda item: 1, memory=10)
     finished = []
 
     def drain():
@@ -77,13 +75,14 @@ def test_what_was_computing_comes_out_before_an_error():
 
     with pytest.raises(OSError, match="unreadable"):
         drain()
-    assert sorted(finished) == [1, 2]
+    assert finished == [1, 2]
 
 
 def test_an_error_of_the_work_is_raised():
     def work(item, loaded):
         raise ValueError("no")
 
-    out = compute([1], lambda x: x, work, lambda x: 1, memory=1, in_flight=1)
+    out = compute([1], lambda x: x, work, lambda x: 1, memory=1)
     with pytest.raises(ValueError, match="no"):
         list(out)
+    assert list(compute([], work, work, lambda x: 1, memory=1)) == []
