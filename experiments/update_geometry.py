@@ -6,7 +6,8 @@ DIR is a folder in the Hugging Face layout, or the name of a repository on the h
 Written to OUT:
 
     tensors.csv    a row for each tensor
-    summary.json   the whole model, its groups, modules and layers, and the nulls
+    parts.csv      the whole model, its groups, modules and layers, and the nulls
+    summary.json   the whole model and its groups, and the most of the others
     matching.json  what was compared and what was not
     curves.json    spectra, principal angles and near-zero bias of a few matrices
     run.json       command, settings, versions, wall time, peak memory

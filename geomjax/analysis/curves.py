@@ -239,13 +239,13 @@ def _describe(
         spectral = form(before, after, delta=plan.delta, subtract=plan.subtract)
         stored = spectral
     else:
-        keys = nulls.null_keys(seed, [name])
+        key = nulls.tensor_key(seed, name)
         sides = []
         for kind in nulls.KINDS:
-            pair = nulls.draw(before[None], after[None], keys, plan=plan, kind=kind)
+            pair = nulls.draw(before, after, key, plan=plan, kind=kind)
             of_null = nulls.null_plan(plan, kind)
             formed = form(*pair, delta=of_null.delta, subtract=of_null.subtract)
-            sides.append(tuple(x[0] for x in formed))
+            sides.append(formed)
         spectral, stored = sides
     # One program serves both dtypes: bfloat16 values are exact in float32.
     found = spectra(*(x.astype(jnp.float32) for x in spectral), k=rank)

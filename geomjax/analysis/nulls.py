@@ -1,18 +1,17 @@
 """The nulls of a checkpoint pair: updates of equal norm without structure."""
 
+import math
 import zlib
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from geomjax.analysis.measure import StackPlan
 from geomjax.geometry import null
-from geomjax.geometry.sparsity import energy
+from geomjax.typing import PRNGKey
 from geomjax.update import form, to_bfloat16
 
 Kind = Literal["gaussian", "rounded"]
@@ -24,26 +23,20 @@ def tensor_key(seed: int, name: str) -> Array:
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
 
 
-def null_keys(seed: int, names: Sequence[str]) -> Array:
-    """`tensor_key` of a stack."""
-    return jnp.stack([tensor_key(seed, name) for name in names])
-
-
-@partial(jax.jit, static_argnames=("plan", "kind"))
 def draw(
-    source: Float[Array, "p *s"],
-    tuned: Float[Array, "p *s"],
-    keys: Array,
+    source: Float[np.ndarray, "*s"],
+    tuned: Float[np.ndarray, "*s"],
+    key: PRNGKey,
     *,
     plan: StackPlan,
     kind: Kind,
-) -> tuple[Float[Array, "p *s"], Float[Array, "p *s"]]:
-    """W and W + D0 of a stack, D0 being a null with the norm of its own update.
+) -> tuple[Float[np.ndarray, "*s"], Float[np.ndarray, "*s"]]:
+    """W and W + D0, D0 being a null with the norm of the update; under x64.
 
     Args:
-        source: W of p tensors, in storage dtype.
-        tuned: W', which gives each null its norm.
-        keys: a PRNG key for each tensor.
+        source: W in storage dtype.
+        tuned: W', which gives the null its norm.
+        key: PRNG key of the tensor.
         plan: how D is formed.
         kind: `gaussian` or `rounded`, see `geomjax.geometry.null`.
 
@@ -51,14 +44,43 @@ def draw(
         Both sides, in float32 for a Gaussian null: rounded to bfloat16 it would be the
         other one.
     """
-    w, _, d = form(source, tuned, delta=plan.delta, subtract=plan.subtract)
-    norms = jnp.sqrt(energy(d.reshape(d.shape[0], -1)))
-    norms = jnp.where(jnp.isfinite(norms), norms, 0)
+    length = null.chunk_length(source.size)
+    before, after = (_chunks(side, length) for side in (source, tuned))
+    formed = [
+        form(w, w_tuned, delta=plan.delta, subtract=plan.subtract)
+        for w, w_tuned in zip(before, after, strict=True)
+    ]
+    norm = np.sqrt(null.energy([d for _, _, d in formed]))
+    norm = float(norm) if np.isfinite(norm) else 0.0
+    drawn = [
+        null.noise(key, np.int32(i), np.int32(source.size - i * length), length=length)
+        for i in range(len(formed))
+    ]
     if kind == "rounded":
-        return to_bfloat16(w), jax.vmap(null.rounded)(keys, w, norms)
-    drawn = jax.vmap(partial(null.gaussian, shape=w.shape[1:]))(keys, norms)
-    start = w.astype(jnp.float32)
-    return start, start + drawn
+        starts = [to_bfloat16(w) for w, _, _ in formed]
+        scale = null.rounded_scale(starts, drawn, norm)
+        move = null.rounded
+    else:
+        starts = [w.astype(np.float32) for w, _, _ in formed]
+        scale = np.float32(norm / np.sqrt(null.energy(drawn)))
+        move = null.gaussian
+    moved = [move(w, g, scale) for w, g in zip(starts, drawn, strict=True)]
+    shape = source.shape
+    first, second = (_whole(side, shape) for side in (starts, moved))
+    return first, second
+
+
+def _chunks(tensor: Float[np.ndarray, "*s"], length: int) -> list[np.ndarray]:
+    """Chunks of the entries, the last one filled up with zeros."""
+    flat = tensor.reshape(-1)
+    parts = [flat[i : i + length] for i in range(0, flat.size, length)]
+    parts[-1] = np.pad(parts[-1], (0, length - parts[-1].size))
+    return parts
+
+
+def _whole(chunks: Sequence[Array], shape: tuple[int, ...]) -> np.ndarray:
+    flat = np.concatenate([np.asarray(chunk) for chunk in chunks])
+    return flat[: math.prod(shape)].reshape(shape)
 
 
 def null_plan(plan: StackPlan, kind: Kind) -> StackPlan:

@@ -49,7 +49,7 @@ class RunResult(NamedTuple):
 
     Attributes:
         rows: one row for each matched tensor, in the source's order (tensors.csv).
-        summary: the aggregates (summary.json).
+        summary: every aggregate (parts.csv, and the most of them in summary.json).
         matching: what was compared and what was not (matching.json).
         not_finite: names of the tensors that hold NaN or infinity.
         identical: whether no tensor moved at all.
@@ -272,11 +272,8 @@ class _Work(NamedTuple):
         whole = []
         items = zip(stack.items, tensors, strict=True)
         for i, (item, (before, after)) in enumerate(items):
-            keys = nulls.null_keys(seed, [item.name])
-            drawn = nulls.draw(
-                before[None], after[None], keys, plan=self.plan, kind=kind
-            )
-            pair = [np.asarray(side)[0] for side in drawn]
+            key = nulls.tensor_key(seed, item.name)
+            pair = nulls.draw(before, after, key, plan=self.plan, kind=kind)
             if not blocks:
                 blocks = [empty_blocks(stack, side.dtype) for side in pair]
             for side, tensor in zip(blocks, pair, strict=True):
@@ -336,6 +333,5 @@ def _finish(
             )
             for kind in nulls.KINDS
         }
-    documents = {"matching": matching.to_json(), "summary": summary}
-    write_tables(workdir, rows, plan.metrics, documents)
+    write_tables(workdir, rows, plan.metrics, matching.to_json(), summary)
     return RunResult(rows, summary, matching, not_finite, identical)

@@ -1,5 +1,6 @@
 """The streaming engine: equal to `measure`, resumed, sharded, and on bad input."""
 
+import csv
 import errno
 import importlib
 import json
@@ -51,7 +52,7 @@ def _sides(layers=3, shape=(8, 12)):
 def _files(folder):
     return {
         name: (folder / name).read_bytes()
-        for name in ("tensors.csv", "summary.json", "matching.json")
+        for name in ("tensors.csv", "parts.csv", "summary.json", "matching.json")
     }
 
 
@@ -62,7 +63,18 @@ def test_same_rows_as_in_memory(tmp_path):
     expected = summarize(result.rows, SPECTRAL)
     assert result.summary["global"] == expected["global"]
     written = json.loads((tmp_path / "summary.json").read_text())
+    assert written["global"] == expected["global"]
     assert written["layers"]["2"]["tensors"] == 2
+    assert written["layers"]["2"]["median"].keys() < expected["global"]["median"].keys()
+    rows = list(csv.DictReader((tmp_path / "parts.csv").read_text().splitlines()))
+    assert [(r["kind"], r["part"]) for r in rows] == [
+        *(("global", ""), ("group", "attention")),
+        *(("module", "q_proj"), ("module", "o_proj")),
+        *(("layer", str(i)) for i in range(3)),
+    ]
+    layer = result.summary["layers"]["2"]
+    assert float(rows[-1]["median_stable_rank"]) == layer["median"]["stable_rank"]
+    assert float(rows[-1]["coordinate_energy_0.01"]) == layer["coordinate_energy_0.01"]
     assert not result.identical
     assert result.not_finite == ()
 
