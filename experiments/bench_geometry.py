@@ -19,6 +19,12 @@ operation counts and the measured rate of a float64 product give.
 
 analyses pairs with --layers and with twice as many, and prints both peaks of anonymous
 memory: what the process itself holds, without the pages of the mapped files.
+
+    python -m experiments.bench_geometry --large=20000
+
+measures one square pair of that side, in float32 and with known spectra, by the path
+for matrices too large to factor, and sets what it finds, its error bounds, its time and
+its memory beside the truth. The exit status is 1 where a bound does not hold.
 """
 
 # ruff: noqa: E402
@@ -36,9 +42,9 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from experiments.common import cli
+from experiments.geometry_bench import large, phases
 from experiments.geometry_bench import pair as pairs
-from experiments.geometry_bench import phases
-from experiments.geometry_bench.process import Cost, watch
+from experiments.geometry_bench.process import Cost, memory, watch
 
 COMMON = {
     "tensor_metrics.csv": {
@@ -71,6 +77,7 @@ def define_flags() -> None:
     flags.DEFINE_string("peer_python", sys.executable, "Python that runs it.")
     flags.DEFINE_bool("phases", False, "Time the phases in this process.")
     flags.DEFINE_bool("memory", False, "Measure memory with and without more layers.")
+    flags.DEFINE_integer("large", None, "Side of a matrix for the path of large ones.")
     flags.DEFINE_float("memory_budget", None, "GiB, as update_geometry takes it.")
     flags.DEFINE_string("folder", None, "Where the pairs are made; temporary if unset.")
     flags.DEFINE_integer("hidden", 1024, "Width of the model.")
@@ -86,6 +93,10 @@ def define_flags() -> None:
 def main() -> None:
     """Does what the flags ask for."""
     values = flags.FLAGS
+    if values.large is not None:
+        print(large.describe(values.large))
+        print(f"peak memory {memory(os.getpid())[0] / 2**30:.2f} GiB")
+        return
     if values.folder is not None:
         _measure(Path(values.folder))
         return

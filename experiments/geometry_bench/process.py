@@ -54,7 +54,7 @@ def watch(command: Sequence[str], *, until: Path | None) -> tuple[Cost, Cost]:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
         try:
             while process.poll() is None:
-                found = _memory(process.pid)
+                found = memory(process.pid)
                 resident, anonymous = max(resident, found[0]), max(anonymous, found[1])
                 if until is not None and halfway is None and until.exists():
                     halfway = Cost(time.perf_counter() - start, resident, anonymous)
@@ -72,7 +72,7 @@ def watch(command: Sequence[str], *, until: Path | None) -> tuple[Cost, Cost]:
     return whole, halfway or whole
 
 
-def _memory(pid: int) -> tuple[int, int]:
+def memory(pid: int) -> tuple[int, int]:
     """Resident peak and anonymous memory of a process, in bytes; 0 where unknown."""
     try:
         text = Path(f"/proc/{pid}/status").read_text()

@@ -4,8 +4,8 @@ from geomjax.analysis.aggregate import Summary as Summary
 from geomjax.analysis.aggregate import summarize as summarize
 from geomjax.analysis.estimate import Estimate as Estimate
 from geomjax.analysis.estimate import estimate as estimate
+from geomjax.analysis.in_memory import measure as measure
 from geomjax.analysis.measure import Row as Row
-from geomjax.analysis.measure import measure as measure
 from geomjax.analysis.metric import Column as Column
 from geomjax.analysis.metric import Metric as Metric
 from geomjax.analysis.metric import Pool as Pool

@@ -43,6 +43,8 @@ from geomjax.geometry.krylov import Leading
 from geomjax.geometry.masks import SourceMask
 
 BOUND_SUFFIX = "_error_bound"
+MAX_FACTOR_DIM = 16384
+"""Short side up to which a matrix is factored: its Gram matrices take 6 GiB there."""
 
 
 class Effort(NamedTuple):
@@ -73,6 +75,12 @@ class Effort(NamedTuple):
         length = block * depth
         k = min(self.k, length if length == r else (length + 1) // 2)
         return self._replace(block=block, depth=depth, k=k)
+
+
+def is_large(stack: Stack, max_factor_dim: int) -> bool:
+    """Whether a stack is a matrix whose short side is past what is factored."""
+    layout = stack.layout
+    return layout is not None and stack.is_matrix and layout.r > max_factor_dim
 
 
 def measure_large(

@@ -1,4 +1,4 @@
-"""From two checkpoints in memory to one row of numbers for each tensor."""
+"""From a stack of tensors to one row of numbers for each of them."""
 
 import math
 from collections.abc import Sequence
@@ -13,14 +13,13 @@ from jaxtyping import Array, Bool, Float
 
 from geomjax.analysis.between import Sizes
 from geomjax.analysis.metric import Column, Metric
-from geomjax.analysis.metrics import DEFAULT, with_norms
 from geomjax.analysis.needs import Needs, combine
 from geomjax.analysis.operands import Operands
 from geomjax.analysis.programs import Layout, Programs, programs
 from geomjax.analysis.reductions import Reductions
 from geomjax.analysis.rounds import Block, Plan
-from geomjax.analysis.stacks import Stack, plan_stacks, read, read_blocks
-from geomjax.checkpoints import CheckpointSource, match
+from geomjax.analysis.stacks import Stack, read, read_blocks
+from geomjax.checkpoints import CheckpointSource
 from geomjax.geometry.sparsity import top_count
 from geomjax.names import classify
 from geomjax.update import Delta, Subtract, TensorKind, delta_dtype, form
@@ -299,41 +298,3 @@ def _notes(
 def _or_none(numbers: dict[str, float], name: str) -> float | None:
     value = numbers[name] if name in numbers else math.nan
     return value if math.isfinite(value) else None
-
-
-def measure(
-    source: CheckpointSource,
-    tuned: CheckpointSource,
-    *,
-    delta: Delta = "stored",
-    subtract: Subtract = "bfloat16",
-    metrics: tuple[Metric, ...] = DEFAULT,
-    memory_budget: int = 1 << 30,
-) -> list[Row]:
-    """Measures two checkpoints that fit into memory, in one process and without files.
-
-    `geomjax.analysis.run` does the same for checkpoints of any size. Programs are
-    compiled for each short side, and found again by later calls.
-
-    Args:
-        source: the checkpoint before training.
-        tuned: the checkpoint after it.
-        delta: `stored` bfloat16 values, or `master` values as they are.
-        subtract: rounding of a stored difference, see `geomjax.update.form`.
-        metrics: the table of metrics.
-        memory_budget: bytes for a stack of tensors.
-
-    Returns:
-        One row for each matched tensor, in the source's order.
-    """
-    plan = StackPlan(delta, subtract, with_norms(metrics))
-    delta_dtype(delta, subtract)
-    matched = match(source, tuned).matched
-    stacks = plan_stacks(source, tuned, matched, memory_budget=memory_budget, devices=1)
-    rows = {}
-    with jax.enable_x64(True):
-        for stack in stacks:
-            loaded = load(source, tuned, stack, plan)
-            for row in to_rows(stack, plan, measure_stack(stack, loaded, plan)):
-                rows[row["name"]] = row
-    return [rows[item.name] for item in matched]

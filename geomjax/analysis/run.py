@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from geomjax.analysis import nulls
 from geomjax.analysis.aggregate import Summary, summarize
 from geomjax.analysis.journal import Journal, recorded_inputs
-from geomjax.analysis.large import measure_large
+from geomjax.analysis.large import MAX_FACTOR_DIM, is_large, measure_large
 from geomjax.analysis.measure import (
     Loaded,
     Row,
@@ -73,7 +73,7 @@ def run(
     null_seeds: Sequence[int] = (),
     mesh: Mesh | None = None,
     memory_budget: int | None = None,
-    max_factor_dim: int = 16384,
+    max_factor_dim: int = MAX_FACTOR_DIM,
     common_rows: bool = False,
     progress: Progress | None = None,
 ) -> RunResult:
@@ -253,8 +253,7 @@ class _Work(NamedTuple):
         return _records(stack, self.plan, self.seeds, rows)
 
     def _rows(self, stack: Stack, loaded: Loaded, plan: StackPlan) -> list[Row]:
-        layout = stack.layout
-        if layout is not None and stack.is_matrix and layout.r > self.max_factor_dim:
+        if is_large(stack, self.max_factor_dim):
             return [measure_large(stack, loaded, plan, mesh=self.mesh)]
         keep = self.keeps(stack)
         numbers = measure_stack(stack, loaded, plan, mesh=self.mesh, keep=keep)

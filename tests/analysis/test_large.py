@@ -174,6 +174,7 @@ def test_a_run_chooses_by_the_shorter_side_and_resumes_to_the_same_bytes(tmp_pat
     assert "stable_rank_error_bound" in large
     assert not [name for name in factored if name.endswith(BOUND_SUFFIX)]
     (exact, _) = measure(*sides, delta="master")
+    assert measure(*sides, delta="master", max_factor_dim=30) == found.rows
     assert large["spectral_norm"] == pytest.approx(exact["spectral_norm"], rel=1e-6)
     assert found.summary["null"]["gaussian"]["global"]["tensors"] == 2
     text = (tmp_path / "tensors.csv").read_text()

@@ -1,6 +1,7 @@
 """Nulls: their norms, their shapes, and the programs that they share."""
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -41,8 +42,12 @@ def test_norm_and_start(shape, kind, monkeypatch):
     assert start.dtype == (np.float32 if kind == "gaussian" else before.dtype)
     np.testing.assert_array_equal(start.astype(np.float32), before.astype(np.float32))
     # The update's own norm is that of D rounded to bfloat16.
-    tolerance = 1e-4 if kind == "gaussian" else 0.3 if shape == (7,) else 2e-3
-    assert _norm(end, start) == pytest.approx(_norm(after, before), rel=tolerance)
+    norm, wanted = _norm(end, start), _norm(after, before)
+    if kind == "rounded":
+        assert norm > 0.999 * wanted
+    if kind == "gaussian" or start.size > 7:
+        tolerance = 1e-4 if kind == "gaussian" else 2e-3
+        assert norm == pytest.approx(wanted, rel=tolerance)
     again, other = _draw((before, after), kind), _draw((before, after), kind, seed=1)
     np.testing.assert_array_equal(again[1], end)
     assert not np.array_equal(other[1], end)
@@ -54,11 +59,11 @@ def test_the_rounded_null_is_the_smallest_step_past_the_norm():
     with jax.enable_x64(True):
         key = nulls.tensor_key(0, "model.layers.0.mlp.up_proj.weight")
         g = null.noise(key, np.int32(0), np.int32(3000), length=4096)
-        flat = np.pad(before.reshape(-1), (0, 1096))
-        norm = _norm(after, before)
+        flat = jnp.asarray(np.pad(before.reshape(-1), (0, 1096)))
+        norm = float(_norm(after, before))
         c = null.rounded_scale([flat], [g], norm)
         just_below = np.asarray(null.rounded(flat, g, np.nextafter(c, np.float32(0))))
-    assert _norm(end, start) >= norm > _norm(just_below, flat)
+    assert _norm(end, start) >= norm > _norm(just_below, np.asarray(flat))
 
 
 def test_a_frozen_tensor_stays():

@@ -1,0 +1,113 @@
+"""The path for large matrices at size, on a pair whose spectra are known exactly."""
+
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from geomjax.analysis import Row, default_metrics, measure
+from geomjax.analysis.large import BOUND_SUFFIX
+from geomjax.checkpoints import DictSource
+from geomjax.geometry import spectrum
+
+NAME = "model.layers.0.mlp.up_proj.weight"
+_ROWS = 1024
+_ROUNDING = 1e-4
+"""Relative: both sides are stored in float32, and so is what D is the difference of."""
+
+
+class Pair(NamedTuple):
+    """Both sides, and the singular values of D."""
+
+    source: np.ndarray
+    tuned: np.ndarray
+    values: np.ndarray
+
+
+def make_pair(side: int, seed: int = 0) -> Pair:
+    """A square pair in float32 with known spectra.
+
+    `H_a diag(s) H_b` with reflections H has the singular values s and is dense. Those
+    of W fall like 1 / sqrt(i), those of D like 1 / i, from a tenth of W's first.
+    """
+    rng = np.random.default_rng(seed)
+    index = np.arange(1, side + 1)
+    values = 0.1 / index
+    w = _reflected(np.sqrt(1 / index), rng)
+    d = _reflected(values, rng)
+    d += w
+    return Pair(w, d, values)
+
+
+def _reflected(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """`(I - 2 u u^T) diag(values) (I - 2 v v^T)`, some rows at a time."""
+    u, v = (x / np.linalg.norm(x) for x in rng.standard_normal((2, len(values))))
+    inner = float(u @ (values * v))
+    out = np.empty((len(values), len(values)), np.float32)
+    for start in range(0, len(values), _ROWS):
+        rows = slice(start, start + _ROWS)
+        part = np.outer(u[rows], -2 * values * u + 4 * inner * v)
+        part -= np.outer(2 * values[rows] * v[rows], v)
+        part[np.arange(len(part)), np.arange(len(values))[rows]] += values[rows]
+        out[rows] = part
+    return out
+
+
+def truth(values: np.ndarray) -> dict[str, float]:
+    """Columns of D that follow from its singular values."""
+    out = {
+        "delta_frobenius": np.linalg.norm(values),
+        "spectral_norm": values[0],
+        "stable_rank": spectrum.stable_rank(values),
+        "entropy_rank": spectrum.entropy_rank(values),
+        "hill_exponent_K": spectrum.hill_exponent(
+            values, spectrum.default_hill_rank(len(values))
+        ),
+    }
+    out |= {
+        f"top_energy_{k}": spectrum.top_energy(values, k) for k in (1, 2, 4, 8, 16, 64)
+    }
+    out |= {
+        f"rank_fraction_1e-0{i}": spectrum.rank_fraction(values, 10.0**-i)
+        for i in (4, 5, 6)
+    }
+    return {name: float(value) for name, value in out.items()}
+
+
+def describe(side: int) -> str:
+    """Makes a pair, measures it, and sets what was found beside the truth.
+
+    Raises:
+        ValueError: a column is further from the truth than its bound.
+    """
+    source, tuned, values = make_pair(side)
+    start = time.perf_counter(), time.process_time()
+    sides = DictSource({NAME: source}), DictSource({NAME: tuned})
+    del source, tuned
+    (row,) = measure(
+        *sides, delta="master", metrics=default_metrics(), max_factor_dim=side - 1
+    )
+    wall, busy = time.perf_counter() - start[0], time.process_time() - start[1]
+    lines = [
+        f"{side} x {side} in float32: {wall:.0f} s, {busy:.0f} s of processor time",
+        *compare(row, truth(values)),
+    ]
+    return "\n".join(lines)
+
+
+def compare(row: Row, known: dict[str, float]) -> list[str]:
+    """A line a column; raises ValueError where one is wrong."""
+    lines, wrong = [f"{'column':<22}{'truth':>12}{'found':>12}  bound"], []
+    for name, value in known.items():
+        found = row[name]
+        if found is None:
+            lines.append(f"{name:<22}{value:12.6g}{'null':>12}")
+            continue
+        bound = row[name + BOUND_SUFFIX] if name + BOUND_SUFFIX in row else 0.0
+        lines.append(f"{name:<22}{value:12.6g}{found:12.6g}  {bound:.1e}")
+        if abs(found - value) > bound + _ROUNDING * abs(value):
+            wrong.append(name)
+    lines.append(f"notes: {row['notes']}")
+    if wrong:
+        raise ValueError("\n".join([*lines, f"further off than bounded: {wrong}"]))
+    return lines
