@@ -1,13 +1,15 @@
 """The path for large matrices at size, on a pair whose spectra are known exactly."""
 
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from safetensors.numpy import save_file
 
-from geomjax.analysis import Row, default_metrics, measure
+from geomjax.analysis import Row, measure
 from geomjax.analysis.large import BOUND_SUFFIX
-from geomjax.checkpoints import DictSource
+from geomjax.checkpoints import open_source
 from geomjax.geometry import spectrum
 
 NAME = "model.layers.0.mlp.up_proj.weight"
@@ -17,15 +19,15 @@ _ROUNDING = 1e-4
 
 
 class Pair(NamedTuple):
-    """Both sides, and the singular values of D."""
+    """The folders of both sides, and the singular values of D."""
 
-    source: np.ndarray
-    tuned: np.ndarray
+    source: Path
+    tuned: Path
     values: np.ndarray
 
 
-def make_pair(side: int, seed: int = 0) -> Pair:
-    """A square pair in float32 with known spectra.
+def write_pair(folder: Path, side: int, seed: int = 0) -> Pair:
+    """Writes a square pair in float32 with known spectra.
 
     `H_a diag(s) H_b` with reflections H has the singular values s and is dense. Those
     of W fall like 1 / sqrt(i), those of D like 1 / i, from a tenth of W's first.
@@ -33,10 +35,14 @@ def make_pair(side: int, seed: int = 0) -> Pair:
     rng = np.random.default_rng(seed)
     index = np.arange(1, side + 1)
     values = 0.1 / index
+    paths = [folder / name / "model.safetensors" for name in ("source", "tuned")]
     w = _reflected(np.sqrt(1 / index), rng)
-    d = _reflected(values, rng)
-    d += w
-    return Pair(w, d, values)
+    tuned = _reflected(values, rng)
+    tuned += w
+    for path, matrix in zip(paths, (w, tuned), strict=True):
+        path.parent.mkdir(parents=True)
+        save_file({NAME: matrix}, path)
+    return Pair(paths[0].parent, paths[1].parent, values)
 
 
 def _reflected(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -74,23 +80,19 @@ def truth(values: np.ndarray) -> dict[str, float]:
     return {name: float(value) for name, value in out.items()}
 
 
-def describe(side: int) -> str:
-    """Makes a pair, measures it, and sets what was found beside the truth.
+def describe(pair: Pair) -> str:
+    """Measures a pair, and sets what was found beside the truth.
 
     Raises:
         ValueError: a column is further from the truth than its bound.
     """
-    source, tuned, values = make_pair(side)
-    start = time.perf_counter(), time.process_time()
-    sides = DictSource({NAME: source}), DictSource({NAME: tuned})
-    del source, tuned
-    (row,) = measure(
-        *sides, delta="master", metrics=default_metrics(), max_factor_dim=side - 1
-    )
+    side, start = len(pair.values), (time.perf_counter(), time.process_time())
+    sides = open_source(pair.source), open_source(pair.tuned)
+    (row,) = measure(*sides, delta="master", max_factor_dim=side - 1)
     wall, busy = time.perf_counter() - start[0], time.process_time() - start[1]
     lines = [
         f"{side} x {side} in float32: {wall:.0f} s, {busy:.0f} s of processor time",
-        *compare(row, truth(values)),
+        *compare(row, truth(pair.values)),
     ]
     return "\n".join(lines)
 

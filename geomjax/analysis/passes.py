@@ -5,7 +5,7 @@ their place: each adds up the blocks that it holds, and the devices' sums are ad
 at the end of a pass, which is all that is communicated.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache, partial
 from operator import itemgetter
 from typing import Any
@@ -29,26 +29,24 @@ class Passes:
     """The blocks of one matrix on their devices, and sums over them.
 
     Args:
-        blocks: of a stack of this one matrix, of depth 1.
+        blocks: of a stack of this one matrix, of depth 1; the list is emptied as they
+            are moved.
         plan: how D is formed.
         mesh: the devices; None: the default one.
     """
 
-    def __init__(self, blocks: Sequence[Block], plan: StackPlan, mesh: Mesh | None):
+    def __init__(self, blocks: list[Block], plan: StackPlan, mesh: Mesh | None):
         self._plan, self._mesh = plan, mesh
         self._count = 1 if mesh is None else mesh.size
         self._shared = self._whole = None
         if mesh is not None:
             self._shared = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
             self._whole = NamedSharding(mesh, PartitionSpec())
-        groups = [
-            list(blocks[i : i + self._count])
-            for i in range(0, len(blocks), self._count)
-        ]
-        self._blocks = [
-            jax.device_put(_side_by_side(group, self._count), self._shared)
-            for group in groups
-        ]
+        self._blocks = []
+        while blocks:
+            group = [blocks.pop(0) for _ in range(min(self._count, len(blocks)))]
+            shared = _side_by_side(group, self._count)
+            self._blocks.append(jax.device_put(shared, self._shared))
         self._apply = application(plan.delta, plan.subtract, mesh)
 
     def sum(self, f: Callable[..., Any], needs: Needs, *carried: Any) -> Any:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from experiments import bench_geometry
+from experiments.geometry_bench import large, phases
 from experiments.geometry_bench import pair as pairs
-from experiments.geometry_bench import phases
 from experiments.geometry_bench.process import watch
 from geomjax.checkpoints import match, open_source
 
@@ -110,3 +110,17 @@ def test_phases_are_all_there(tmp_path):
     seconds = [float(line[16:22]) for line in lines]
     assert seconds[-1] == pytest.approx(sum(seconds[:-1]), abs=0.05)
     assert seconds[-1] > 0
+
+
+def test_large_pair_has_the_spectrum_it_is_compared_with(tmp_path):
+    pair = large.write_pair(tmp_path, 40)
+    sides = [open_source(folder).read(large.NAME) for folder in pair[:2]]
+    d = sides[1].astype(np.float64) - sides[0]
+    found = np.linalg.svd(d, compute_uv=False)
+    np.testing.assert_allclose(found, pair.values, rtol=0, atol=1e-6)
+    known = large.truth(pair.values)
+    row = dict.fromkeys(known) | {"notes": "", "spectral_norm": 0.1001}
+    with pytest.raises(ValueError, match="further off than bounded: .*spectral_norm"):
+        large.compare(row, known)
+    row["spectral_norm_error_bound"] = 2e-4
+    assert any("null" in line for line in large.compare(row, known))
