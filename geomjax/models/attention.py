@@ -1,20 +1,38 @@
 """Softmax attention of whole sequences, with a gradient of its own."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
+
+from geomjax.models.masks import Visible
 
 HIDDEN = -1e30
 """Score of a pair that the mask hides; finite, so that a row may be hidden whole."""
+
+Attention = Callable[
+    [
+        Float[Array, "B T N H"],
+        Float[Array, "B S K H"],
+        Float[Array, "B S K H"],
+        Visible,
+        jax.lax.Precision,
+    ],
+    Float[Array, "B T N H"],
+]
+"""Attention of whole sequences, which is handed to a model.
+
+Takes queries, keys, values, what is seen, and the precision of the products.
+"""
 
 
 def dot_product_attention(
     query: Float[Array, "B T N H"],
     key: Float[Array, "B S K H"],
     value: Float[Array, "B S K H"],
-    mask: Bool[Array, "B 1 T S"],
+    visible: Visible,
     precision: jax.lax.Precision,
 ) -> Float[Array, "B T N H"]:
     """`softmax(query key^T / sqrt(H)) value`, with float32 softmax.
@@ -28,8 +46,8 @@ def dot_product_attention(
       query: Queries; head n attends by key head `n // (N / K)`.
       key: Keys.
       value: Values.
-      mask: True where a query sees a key. A query that sees none returns a mean of
-        the values.
+      visible: Which keys each query sees; its mask is read. A query that sees none
+        returns a mean of the values.
       precision: Of all four products of the gradient, and the two forward.
 
     Returns:
@@ -40,7 +58,11 @@ def dot_product_attention(
     grouped = query.reshape(batch, length, groups, heads // groups, size)
     rows = grouped.transpose(0, 2, 3, 1, 4).reshape(batch, groups, -1, size)
     out = _attend(
-        precision, rows, key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3), mask
+        precision,
+        rows,
+        key.transpose(0, 2, 3, 1),
+        value.transpose(0, 2, 1, 3),
+        visible.mask,
     )
     return out.reshape(batch, heads, length, size).transpose(0, 2, 1, 3)
 

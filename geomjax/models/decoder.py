@@ -7,7 +7,6 @@ H head size, F feed-forward, V vocabulary, L layers.
 """
 
 import dataclasses
-from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -15,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from geomjax.meshes import ONE_DEVICE, Placement
-from geomjax.models.attention import dot_product_attention
+from geomjax.models.attention import Attention, dot_product_attention
 from geomjax.models.blocks import Block
 from geomjax.models.cache import (
     Cache,
@@ -31,7 +30,7 @@ from geomjax.models.cache import (
 from geomjax.models.config import DecoderConfig
 from geomjax.models.hf import roles
 from geomjax.models.layers import Numerics, cut, rms_norm, scale
-from geomjax.models.masks import layer_masks
+from geomjax.models.masks import Visible, visible_by_layer
 from geomjax.models.rope import RopeScaling
 from geomjax.models.rotation import Angles, rotary_angles
 from geomjax.models.shapes import check_shapes
@@ -45,17 +44,6 @@ On a CPU the backward pass of a scan copies every residual into and out of its s
 2 layers of width 128 it takes twice the time of the unrolled one. In deep models one
 compiled block is worth more.
 """
-
-Attention = Callable[
-    [
-        Float[Array, "B T N H"],
-        Float[Array, "B S K H"],
-        Float[Array, "B S K H"],
-        Bool[Array, "B 1 T S"],
-        jax.lax.Precision,
-    ],
-    Float[Array, "B T N H"],
-]
 
 
 def _unstack(layers: Params, count: int) -> list[Params]:
@@ -241,11 +229,11 @@ class Decoder:
         check_shapes(params, self.shapes)
         self._check_length(x.shape[1])
         graph, _ = self._block
-        masks = layer_masks(self.config, positions, segment_ids, positions, segment_ids)
+        seen = visible_by_layer(self.config, positions, segment_ids)
 
-        def block(x, layer, mask, last):
+        def block(x, layer, visible, last):
             def attend(query, key, value):
-                return self._attend(query, key, value, mask), None
+                return self._attend(query, key, value, visible), None
 
             x = nnx.merge(graph, layer)(x, angles, attend, last)[0]
             return self._stream(x)
@@ -257,11 +245,11 @@ class Decoder:
             block = jax.checkpoint(block, prevent_cse=shallow, static_argnums=3)
         if shallow:
             *layers, final = _unstack(params["layers"], self.config.num_layers)
-            for layer, mask in zip(layers, masks, strict=False):
-                x = block(x, layer, mask, None)
-            x = block(x, final, masks[-1], last)
+            for layer, visible in zip(layers, seen, strict=False):
+                x = block(x, layer, visible, None)
+            x = block(x, final, seen[-1], last)
         else:
-            x = cut(self._scan(block, x, params["layers"], masks), last)
+            x = cut(self._scan(block, x, params["layers"], seen), last)
         return self._final_norm(params, x)
 
     def prefill(
@@ -307,15 +295,15 @@ class Decoder:
             raise ValueError(f"{length} tokens do not fit {cache_length} cache slots")
         self._check_length(cache_length)
 
-        def attend_with(mask):
+        def attend_with(visible):
             def attend(query, key, value):
                 kept = cache_layout(key, value, cache_length)
-                return self._attend(query, key, value, mask), self._cached(kept)
+                return self._attend(query, key, value, visible), self._cached(kept)
 
             return attend
 
-        masks = layer_masks(self.config, positions, segment_ids, positions, segment_ids)
-        attends = [attend_with(mask) for mask in masks]
+        seen = visible_by_layer(self.config, positions, segment_ids)
+        attends = [attend_with(visible) for visible in seen]
         x, kept = self._unroll(params, x, angles, attends, last)
         free = ((0, 0), (0, cache_length - length))
         cache = Cache(
@@ -351,23 +339,22 @@ class Decoder:
         x = self.embed(params, token[:, None])
         angles = cache.angles_at(position)
         cache = append_token(cache, position, segment_id)
-        masks = layer_masks(
+        seen = visible_by_layer(
             self.config,
             position[:, None],
             segment_id[:, None],
-            cache.positions,
-            cache.segment_ids,
+            (cache.positions, cache.segment_ids),
         )
 
-        def attend_to(layer, mask):
+        def attend_to(layer, visible):
             def attend(query, key, value):
                 kept = write_cache(layer, key, value, cache.length - 1)
                 kept = self._cached(kept)
-                return attend_cached(query, kept, mask, self.precision), kept
+                return attend_cached(query, kept, visible.mask, self.precision), kept
 
             return attend
 
-        attends = list(map(attend_to, cache.layers, masks))
+        attends = list(map(attend_to, cache.layers, seen))
         x, kept = self._unroll(params, x, angles, attends)
         return self._final_norm(params, x)[:, 0], cache._replace(layers=kept)
 
@@ -409,25 +396,25 @@ class Decoder:
 
         return jax.tree_util.tree_map_with_path(place, params)
 
-    def _attend(self, query, key, value, mask):
-        mask = mask[:, :, -query.shape[1] :]
+    def _attend(self, query, key, value, visible):
+        visible = visible.last(query.shape[1])
         place = self.placement.constrain
         query = place(query, "batch", None, "heads", None)
         key, value = (place(x, "batch", None, "kv_heads", None) for x in (key, value))
-        return self.attention(query, key, value, mask, self.precision)
+        return self.attention(query, key, value, visible, self.precision)
 
-    def _scan(self, block, x, layers, masks):
+    def _scan(self, block, x, layers, seen):
         """The blocks one after another, as a loop over the stacked parameters."""
-        kinds = list({id(mask): mask for mask in masks}.values())
+        kinds = list({id(visible): visible for visible in seen}.values())
         if len(kinds) == 1:
             body = lambda x, layer: (block(x, layer, kinds[0], None), None)  # noqa: E731
             return jax.lax.scan(body, x, layers)[0]
-        stacked = jnp.stack(kinds)
-        which = jnp.asarray([[m is k for k in kinds].index(True) for m in masks])
+        stacked = jnp.stack([kind.mask for kind in kinds])
+        which = jnp.asarray([[m is k for k in kinds].index(True) for m in seen])
 
         def one(x, layer):
             params, kind = layer
-            return block(x, params, stacked[kind], None), None
+            return block(x, params, Visible(stacked[kind]), None), None
 
         return jax.lax.scan(one, x, (layers, which))[0]
 

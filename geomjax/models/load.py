@@ -22,6 +22,8 @@ from geomjax.data.image_processor import ImageProcessor
 from geomjax.data.tokenizers import load_tokenizer
 from geomjax.meshes import ONE_DEVICE, Placement
 from geomjax.models import hf
+from geomjax.models.attention import Attention
+from geomjax.models.choose_attention import choose_attention
 from geomjax.models.config import DecoderConfig, ModelConfig
 from geomjax.models.decoder import Decoder
 from geomjax.models.families import model_config
@@ -137,6 +139,7 @@ def load(
     vocab_size: int | None = None,
     param_dtype: Any = jnp.float32,
     dtype: Any = jnp.float32,
+    attention: Attention | None = None,
     revision: str | None = None,
 ) -> Loaded:
     """Loads a checkpoint of any family in the Hugging Face layout.
@@ -155,6 +158,8 @@ def load(
       param_dtype: Dtype in which parameters are held.
       dtype: Dtype in which the model computes. float32 uses products of full float32
         precision; bfloat16 uses the backend's native ones.
+      attention: The attention of whole sequences; by default the one that
+        `choose_attention` has for the backend and the mesh.
       revision: Branch, tag or commit of a repository; its main branch by default.
 
     Returns:
@@ -166,7 +171,7 @@ def load(
     """
     directory = checkpoint_directory(path_or_name, revision)
     config = model_config(read_config(directory))
-    model = make_model(config, vocab_size, dtype, placement)
+    model = make_model(config, vocab_size, dtype, placement, attention)
     source = open_source(directory)
     params = read_params(source, config, model.shapes, param_dtype, placement)
     return Loaded(model, params, directory)
@@ -177,6 +182,7 @@ def make_model(
     vocab_size: int | None = None,
     dtype: Any = jnp.float32,
     placement: Placement = ONE_DEVICE,
+    attention: Attention | None = None,
 ) -> Model:
     """The model of a configuration, whichever family it is of.
 
@@ -185,15 +191,16 @@ def make_model(
       vocab_size: Rows of the unembedding in use; by default every row.
       dtype: Compute dtype, with which the matmul precision goes.
       placement: Where its arrays lie.
+      attention: As for `load`; by default chosen.
 
     Returns:
       A `Decoder`, or a `Qwen25VL`.
     """
     rows = config.text.vocab_size if vocab_size is None else vocab_size
-    decoder = make_decoder(config.text, rows, dtype, placement)
+    decoder = make_decoder(config.text, rows, dtype, placement, attention)
     if not isinstance(config, Qwen25VLConfig):
         return decoder
-    vision = VisionTower(config.vision, dtype, decoder.precision)
+    vision = VisionTower(config.vision, dtype, decoder.precision, decoder.attention)
     return Qwen25VL(config, decoder, vision)
 
 
@@ -202,11 +209,14 @@ def make_decoder(
     vocab_size: int,
     dtype: Any = jnp.float32,
     placement: Placement = ONE_DEVICE,
+    attention: Attention | None = None,
 ) -> Decoder:
-    """A decoder whose matmul precision goes with its compute dtype."""
+    """As `make_model`, from a decoder's configuration."""
     narrow = jnp.dtype(dtype) != jnp.float32
     precision = jax.lax.Precision.DEFAULT if narrow else jax.lax.Precision.HIGHEST
-    return Decoder(config, vocab_size, dtype, precision, placement=placement)
+    if attention is None:
+        attention = choose_attention(jax.default_backend(), placement)
+    return Decoder(config, vocab_size, dtype, precision, attention, placement=placement)
 
 
 def stored_tensors(

@@ -17,9 +17,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from geomjax.models.attention import dot_product_attention
-from geomjax.models.decoder import Attention
+from geomjax.models.attention import Attention, dot_product_attention
 from geomjax.models.layers import Linear, Numerics, RMSNorm
+from geomjax.models.masks import Visible
 from geomjax.models.rotation import rotate
 from geomjax.models.shapes import check_shapes
 from geomjax.models.vision_config import VisionConfig
@@ -239,12 +239,12 @@ class VisionTower:
     def _attend(self, segments: Int[Array, "b s"]) -> Callable[..., Array]:
         """Attention among equal numbers above 0 of each row of `segments`."""
         same = segments[:, :, None] == segments[:, None, :]
-        mask = (same & (segments != 0)[:, None, :])[:, None]
+        visible = Visible((same & (segments != 0)[:, None, :])[:, None])
 
         def attend(query, key, value):
             rows = (*segments.shape, *query.shape[2:])
             query_, key_, value_ = (x.reshape(rows) for x in (query, key, value))
-            out = self.attention(query_, key_, value_, mask, self.precision)
+            out = self.attention(query_, key_, value_, visible, self.precision)
             return out.reshape(query.shape)
 
         return attend

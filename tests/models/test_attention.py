@@ -7,6 +7,7 @@ import pytest
 
 from geomjax.models.attention import dot_product_attention
 from geomjax.models.layers import gate
+from geomjax.models.masks import Visible
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -39,7 +40,7 @@ def test_values_and_gradients_are_those_of_jax(heads, groups):
 
         return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(*inputs)
 
-    got = with_gradients(lambda *x: dot_product_attention(*x, mask, HIGHEST))
+    got = with_gradients(lambda *x: dot_product_attention(*x, Visible(mask), HIGHEST))
     expected = with_gradients(lambda *x: by_jax(*x, mask))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5),
@@ -51,7 +52,7 @@ def test_values_and_gradients_are_those_of_jax(heads, groups):
 def test_a_query_that_sees_nothing_has_finite_gradients():
     inputs, mask = arrays(2, 1)
     mask = mask.at[0, 0, 0].set(False)
-    loss = lambda *x: dot_product_attention(*x, mask, HIGHEST).sum()  # noqa: E731
+    loss = lambda *x: dot_product_attention(*x, Visible(mask), HIGHEST).sum()  # noqa: E731
     for gradient in jax.grad(loss, (0, 1, 2))(*inputs):
         assert np.isfinite(gradient).all()
 
@@ -59,7 +60,7 @@ def test_a_query_that_sees_nothing_has_finite_gradients():
 def test_large_scores_do_not_overflow():
     inputs, mask = arrays(2, 2)
     query, key, value = inputs
-    got = dot_product_attention(1e3 * query, key, value, mask, HIGHEST)
+    got = dot_product_attention(1e3 * query, key, value, Visible(mask), HIGHEST)
     np.testing.assert_allclose(
         got, by_jax(1e3 * query, key, value, mask), rtol=1e-4, atol=1e-4
     )
@@ -70,7 +71,9 @@ def test_bfloat16_returns_bfloat16_gradients():
     low = [x.astype(jnp.bfloat16) for x in inputs]
 
     def loss(*x):
-        return dot_product_attention(*x, mask, HIGHEST).astype(jnp.float32).sum()
+        return (
+            dot_product_attention(*x, Visible(mask), HIGHEST).astype(jnp.float32).sum()
+        )
 
     got, expected = jax.grad(loss, (0, 1, 2))(*low), jax.grad(loss, (0, 1, 2))(*inputs)
     for a, b in zip(got, expected, strict=True):
