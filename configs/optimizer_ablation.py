@@ -113,6 +113,8 @@ def get_config(variant: str = "default") -> ml_collections.ConfigDict:
             # Accuracy by the reward; False for prompts without answers.
             "accuracy": True,
             "compute_dtype": "float32",
+            # Devices by axis, such as "data=2,fsdp=2,tensor=2"; empty: the first one.
+            "mesh": "",
             "export_masters": False,
         }
     )

@@ -32,6 +32,7 @@ from geomjax.optim.mask_select import (
 from geomjax.optim.roles import path_of
 from geomjax.rewards.judge import Judge
 from geomjax.train.evaluate import make_accuracy, make_divergence
+from geomjax.train.layout import state_layout
 from geomjax.train.loop import Schedule, run
 from geomjax.train.step import Step, init_state, make_distill_step
 from geomjax.typing import LanguageModel, Params
@@ -184,6 +185,7 @@ class Runner:
         tx = build(
             self._spec(arm, rate), self.roles, None if mask is None else mask.tree
         )
+        layout = state_layout(world.student.params, tx)
         cached = arm.optimizer, rate, mask is None
         if cached not in self._steps:
             self._steps[cached] = make_distill_step(
@@ -193,6 +195,7 @@ class Runner:
                 world.sampling,
                 mini_batches=config.mini_batches,
                 micro_batches=config.micro_batches,
+                layout=layout,
             )
         step = self._steps[cached]
         batch_at = make_batches(
@@ -202,14 +205,15 @@ class Runner:
             pad_id=world.sampling.pad_token,
             length=world.prompt_length,
         )
-        key = jax.random.key(seed)
+        whole = world.student.model.placement.sharding()
+        key = jax.device_put(jax.random.key(seed), whole)
 
         def advance(state, index):
-            batch = jax.device_put(prompts.at(index))
-            draw = jax.random.fold_in(key, jax.device_put(np.uint32(index)))
+            batch = jax.device_put(prompts.at(index), whole)
+            draw = jax.random.fold_in(key, jax.device_put(np.uint32(index), whole))
             return step(state, world.teacher.params, batch, draw)
 
-        state = init_state(world.student.params, tx)
+        state = init_state(world.student.params, tx, layout)
         with Pipeline(batch_at) as prompts:
             state = run(
                 directory,

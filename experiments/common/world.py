@@ -11,6 +11,7 @@ from experiments.common.prompts import Prompts, load_prompts
 from geomjax.data.encode import EncodedPrompts
 from geomjax.data.same_tokenizer import require_same_tokenizer
 from geomjax.data.tokenizers import load_tokenizer, stop_token_ids, tokenizer_size
+from geomjax.meshes import ONE_DEVICE, Placement, mesh_from_string
 from geomjax.models.load import Loaded, checkpoint_directory, load
 from geomjax.rewards.judge import Judge
 from geomjax.train.step import Sampling
@@ -73,7 +74,8 @@ def load_world(config: ml_collections.ConfigDict, judge: Judge | None = None) ->
 
     Args:
       config: Fields `student`, `teacher`, `prompts`, those that `load_prompts` takes,
-        `max_new_tokens`, `samples_per_prompt`, `temperature` and `compute_dtype`.
+        `max_new_tokens`, `samples_per_prompt`, `temperature`, `compute_dtype` and
+        `mesh`.
       judge: Finds prompts whose answers cannot be read, which are set aside.
 
     Returns:
@@ -87,8 +89,9 @@ def load_world(config: ml_collections.ConfigDict, judge: Judge | None = None) ->
     require_same_tokenizer(tokenizer, load_tokenizer(teacher_dir))
     size = tokenizer_size(tokenizer)
     dtype = jnp.dtype(config.compute_dtype)
-    student = load(student_dir, vocab_size=size, dtype=dtype)
-    teacher = load(teacher_dir, vocab_size=size, dtype=dtype)
+    place = Placement(mesh_from_string(config.mesh)) if config.mesh else ONE_DEVICE
+    student = load(student_dir, vocab_size=size, dtype=dtype, placement=place)
+    teacher = load(teacher_dir, vocab_size=size, dtype=dtype, placement=place)
     for loaded, name in ((student, "student"), (teacher, "teacher")):
         context = loaded.model.config.text.max_position_embeddings
         asked = config.max_prompt_tokens + config.max_new_tokens

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from geomjax.data.answers import decode_completions
 from geomjax.data.batches import PromptBatch, pad_prompts
 from geomjax.data.prompts import Example
+from geomjax.meshes import Placement
 from geomjax.objectives.distill import full_vocabulary
 from geomjax.objectives.divergence import reverse_kl
 from geomjax.rewards.contract import SILENT, Judgement
@@ -26,14 +27,24 @@ Judges = Callable[[Sequence[Example], Sequence[str]], list[Judgement]]
 
 
 def _batches(
-    token_ids: Sequence[Int32[np.ndarray, "_"]], rows: int, length: int, pad_id: int
+    token_ids: Sequence[Int32[np.ndarray, "_"]],
+    rows: int,
+    length: int,
+    pad_id: int,
+    placement: Placement,
 ) -> list[PromptBatch]:
     """Batches of one shape; the last is filled up with copies of the first prompt."""
     filled = [*token_ids, *[token_ids[0]] * (-len(token_ids) % rows)]
-    return [
+    batches = [
         pad_prompts(filled[i : i + rows], length, pad_id)
         for i in range(0, len(filled), rows)
     ]
+    return jax.device_put(batches, placement.sharding())
+
+
+def _rows(rows: int, placement: Placement) -> int:
+    """As many rows, or some more, that a mesh divides."""
+    return rows + -rows % placement.parts("batch")
 
 
 @partial(jax.jit, static_argnames=("model", "settings"))
@@ -41,7 +52,7 @@ def _greedy(
     params: Params, batch: PromptBatch, model: LanguageModel, settings: Sampling
 ) -> Int32[Array, "B S"]:
     """Tokens of greedy completions; one program for all splits and equal models."""
-    return sample(
+    tokens = sample(
         model,
         params,
         jnp.asarray(batch.tokens),
@@ -53,6 +64,7 @@ def _greedy(
         temperature=settings.temperature,
         pad_token=settings.pad_token,
     ).tokens
+    return model.placement.constrain(tokens, None, None)
 
 
 def make_accuracy(
@@ -90,8 +102,10 @@ def make_accuracy(
             f"got {len(token_ids)} prompts and {len(examples)} examples; expected one "
             "example for each of at least one prompt"
         )
-    batches = _batches(token_ids, batch_size, prompt_length, sampling.pad_token)
-    batches = [jax.tree.map(jnp.asarray, batch) for batch in batches]
+    rows = _rows(batch_size, model.placement)
+    batches = _batches(
+        token_ids, rows, prompt_length, sampling.pad_token, model.placement
+    )
     settings = sampling._replace(samples_per_prompt=1, temperature=0.0)
 
     def accuracy(params: Params) -> np.ndarray:
@@ -139,11 +153,9 @@ def make_divergence(
     objective = full_vocabulary(
         student, teacher, reverse_kl, temperature=sampling.temperature
     )
-    rows = min(batch_size, len(token_ids))
-    batches = [
-        jax.tree.map(jnp.asarray, batch)
-        for batch in _batches(token_ids, rows, prompt_length, sampling.pad_token)
-    ]
+    placement = student.placement
+    rows = _rows(min(batch_size, len(token_ids)), placement)
+    batches = _batches(token_ids, rows, prompt_length, sampling.pad_token, placement)
     once = sampling._replace(samples_per_prompt=1)
 
     @jax.jit
