@@ -102,6 +102,9 @@ def get_config(variant: str = "default") -> ml_collections.ConfigDict:
             "seeds": (0, 1, 2),
             "evaluate_every": 20,  # P1: 10, of some 140 steps.
             "save_every": 50,
+            "keep_checkpoints": 2,
+            # Steps to trace for TensorBoard, such as "10:15"; empty for none.
+            "profile_steps": "",
             # Shares of the prompts held out, by a hash of their text: about 270 and
             # 1,250 of the tiny world's 6,000. Together they stay within the 1,536 that
             # its checkpoints were not trained on.

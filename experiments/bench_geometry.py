@@ -136,6 +136,7 @@ class Ours(NamedTuple):
 def run_ours(pair: Path, workdir: Path) -> Ours:
     """Runs `update_geometry` on a pair, in a process of its own."""
     command = [sys.executable, "-m", "experiments.update_geometry"]
+    command += ["--compilation_cache="]
     command += [f"--{side}={pair / side}" for side in ("source", "tuned")]
     command += [f"--workdir={workdir}", "--null_seeds=0"]
     if flags.FLAGS.memory_budget is not None:
@@ -218,4 +219,4 @@ def compare_memory(root: Path, shapes: pairs.Shapes) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(main, define_flags)
+    cli.main(main, define_flags, cache=False)

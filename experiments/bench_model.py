@@ -308,4 +308,4 @@ def print_figures(figures: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(main, define_flags)
+    cli.main(main, define_flags, cache=False)

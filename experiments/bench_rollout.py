@@ -191,4 +191,4 @@ def print_figures(name: str, size: Size, figures: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     benchmarks.define_flags()
-    cli.main(main)
+    cli.main(main, cache=False)

@@ -291,4 +291,4 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "peer_python", sys.executable, "Interpreter of an environment with TRL."
     )
-    cli.main(main)
+    cli.main(main, cache=False)

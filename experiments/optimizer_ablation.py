@@ -37,7 +37,7 @@ from experiments.ablation.arms import Arm, check_settings, read_arms
 from experiments.ablation.geometry import ArmGeometry, measure_arm
 from experiments.ablation.outcome import FINISHED, Outcome
 from experiments.ablation.report import ArmResult, print_table, write
-from experiments.ablation.runner import Runner
+from experiments.ablation.runner import FREE, Runner
 from experiments.common import cli
 from experiments.common import workdir as workdirs
 from experiments.common.environment import command, environment
@@ -65,10 +65,6 @@ def define_flags() -> None:
     flags.DEFINE_bool(
         "resume", False, "Continue the run in --workdir with the configuration it has."
     )
-
-
-FREE = frozenset({"save_every", "export_masters"})
-"""Settings that no result depends on."""
 
 
 def main() -> None:

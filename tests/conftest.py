@@ -7,6 +7,9 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # Experiments would keep programs in the home of whoever runs the tests.
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import jax

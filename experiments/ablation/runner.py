@@ -10,9 +10,12 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from tqdm import tqdm
 
 from experiments.ablation.arms import MASKS, Arm
 from experiments.ablation.outcome import Outcome, finish, read_outcome
+from experiments.ablation.work import step_work
+from experiments.common.workdir import claimed_hash
 from experiments.common.world import World
 from geomjax.data.batches import make_batches
 from geomjax.data.pipeline import Pipeline
@@ -34,11 +37,14 @@ from geomjax.rewards.judge import Judge
 from geomjax.train.evaluate import make_accuracy, make_divergence
 from geomjax.train.layout import state_layout
 from geomjax.train.loop import Schedule, run
+from geomjax.train.profile import parse_steps
 from geomjax.train.step import Step, init_state, make_distill_step
 from geomjax.typing import LanguageModel, Params
 
 DIVERGENCES = ("reverse_kl", "forward_kl", "jsd")
 OBJECTIVES = ("sampled_token", *DIVERGENCES)
+FREE = frozenset({"save_every", "keep_checkpoints", "profile_steps", "export_masters"})
+"""Settings that no result depends on."""
 
 
 class Mask(NamedTuple):
@@ -94,11 +100,16 @@ class Runner:
         self._judge = judge
         self.roles = hf.roles(world.student.model.config)
         self.schedule = Schedule(
-            config.num_steps, config.evaluate_every, config.save_every
+            config.num_steps,
+            config.evaluate_every,
+            config.save_every,
+            config.keep_checkpoints,
+            parse_steps(config.profile_steps),
         )
         self._objective = make_objective(config, world)
         self._steps: dict[tuple[str, float, bool], Step] = {}
         self._evaluate = self._make_evaluate()
+        self._work = step_work(world, config.prompts_per_step)
 
     def check(self, arms: list[Arm]) -> None:
         """Finds what would stop a later arm before the first one runs.
@@ -222,7 +233,10 @@ class Runner:
                 self._evaluate,
                 self.schedule,
                 on_step,
+                config_hash=claimed_hash(self.workdir, FREE),
                 data=prompts,
+                work=self._work,
+                tell=tqdm.write,
             )
         threshold = None if mask is None else mask.threshold
         trained = self._trained_share(mask)

@@ -2,36 +2,74 @@
 
 import logging as stdlib_logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from types import FrameType
 
 from absl import app, flags, logging
 
-from geomjax.train.errors import NonFiniteError
+from experiments.common import compilation_cache
+from geomjax import hosts
+from geomjax.train.errors import NonFiniteError, Preempted
+
+PREEMPTED_STATUS = 75
+"""Exit status of a run that was told to end: start the same command again.
+
+It is EX_TEMPFAIL of sysexits.h, and no status of an error.
+"""
 
 EXPECTED = (ValueError, OSError, NonFiniteError)
 """Errors that speak to the user; anything else is a defect and shows its traceback."""
 
 
+def define_process_flags() -> None:
+    """Defines what every experiment has: its place among processes, and the cache."""
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "host:port of process 0, for a run of several processes. On a TPU pod and "
+        "under Slurm or Open MPI it is found.",
+    )
+    flags.DEFINE_integer("num_processes", None, "How many there are; likewise.")
+    flags.DEFINE_integer("process_id", None, "Which one this is, from 0; likewise.")
+    flags.DEFINE_float(
+        "start_timeout_s", hosts.START_S, "How long processes wait for each other."
+    )
+    flags.DEFINE_string(
+        "compilation_cache",
+        None,
+        "Folder of compiled programs, kept between runs; one of this machine under "
+        "~/.cache if unset, none if empty.",
+    )
+
+
 def main(
-    run: Callable[[], None], define_flags: Callable[[], None] = lambda: None
+    run: Callable[[], None],
+    define_flags: Callable[[], None] = lambda: None,
+    *,
+    cache: bool = True,
 ) -> None:
     """Parses flags and runs; an expected error becomes one message and status 1.
 
-    With `--verbosity=1` its traceback is shown too.
+    With `--verbosity=1` its traceback is shown too. A run that is told to end, by
+    SIGTERM or an interrupt while it trains, has `PREEMPTED_STATUS`.
 
     Args:
       run: The experiment.
       define_flags: Defines its flags, where importing it does not. ml_collections reads
         `--config` and its fields then, and raises what is wrong with them.
+      cache: Whether compiled programs may be kept; benchmarks compile anew.
     """
     # Progress bars and messages of libraries stay out of ours.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # JAX notes every backend that it does not find, such as a TPU on a laptop.
     stdlib_logging.getLogger("jax._src.xla_bridge").setLevel(stdlib_logging.WARNING)
     with _bad_flags_exit():
+        if "coordinator" not in flags.FLAGS:
+            define_process_flags()
         define_flags()
 
     def parse(argv: list[str]) -> list[str]:
@@ -41,14 +79,50 @@ def main(
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1:
             sys.exit(f"error: unexpected arguments: {argv[1:]}")
+        before = signal.signal(signal.SIGTERM, _stop)
         try:
-            run()
+            _run_as_process(run, cache)
+        except Preempted as stop:
+            print(f"preempted: {stop}", file=sys.stderr)
+            sys.exit(PREEMPTED_STATUS)
         except EXPECTED as error:
             if logging.level_debug():
                 traceback.print_exc()
+            if hosts.count() > 1:
+                print(f"error: {error}", file=sys.stderr)
+                hosts.leave(1)
             sys.exit(f"error: {error}")
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
     app.run(guarded, flags_parser=parse)
+
+
+def _run_as_process(run: Callable[[], None], cache: bool) -> None:
+    """Runs as one of the processes, and ends with them."""
+    values = flags.FLAGS
+    compilation_cache.enable(values.compilation_cache if cache else "")
+    hosts.initialize(
+        values.coordinator,
+        values.num_processes,
+        values.process_id,
+        timeout_s=values.start_timeout_s,
+    )
+    with ExitStack() as stack:
+        if not hosts.is_main():  # What is printed is the same in all of them.
+            nothing = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(redirect_stdout(nothing))
+        try:
+            run()
+        except SystemExit:
+            hosts.barrier()
+            raise
+        hosts.barrier()
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """Ends what is not training, which has nothing to save and takes care of itself."""
+    raise Preempted("told to end outside of training; start the same again to go on")
 
 
 @contextmanager

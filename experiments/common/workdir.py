@@ -1,15 +1,20 @@
-"""A run's folder: it belongs to one configuration, its inputs, and one process."""
+"""A run's folder: it belongs to one configuration, its inputs, and one run.
+
+Of several processes, process 0 holds it, and what it finds wrong is raised in all.
+"""
 
 import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import ml_collections
+
+from geomjax import hosts
 
 CONFIG_FILE = "config.json"
 INPUTS_FILE = "inputs.json"
@@ -69,8 +74,31 @@ def claim(
       WorkdirError: The folder belongs to another configuration (the fields that differ
         are listed), holds files but no configuration, or a damaged one.
     """
+    values = hosts.on_main(lambda: _claim(workdir, resolved(config), resume, free))
+    return ml_collections.ConfigDict(values)
+
+
+def claimed_hash(workdir: Path, free: frozenset[str] = frozenset()) -> str:
+    """Names the configuration that a folder belongs to, whatever its free fields are.
+
+    Empty for a folder that was not claimed.
+    """
+
+    def of_folder() -> str:
+        path = workdir / CONFIG_FILE
+        if not path.exists():
+            return ""
+        flat = _flat(_read(path))
+        kept = {name: flat[name] for name in sorted(flat) if name not in free}
+        return hashlib.sha256(json.dumps(kept).encode()).hexdigest()[:16]
+
+    return hosts.on_main(of_folder)
+
+
+def _claim(
+    workdir: Path, wanted: dict[str, Any], resume: bool, free: frozenset[str]
+) -> dict[str, Any]:
     path = workdir / CONFIG_FILE
-    wanted = resolved(config)
     if path.exists():
         found = _read(path)
         ours, theirs = _flat(wanted), _flat(found)
@@ -84,14 +112,14 @@ def claim(
                 print("--resume continues with the folder's configuration:")
                 print("\n".join(fields))
             kept = {name: value for name, value in found.items() if name not in free}
-            return ml_collections.ConfigDict(wanted | kept)
+            return wanted | kept
         if fields:
             raise WorkdirError(
                 f"{workdir} belongs to a run with another configuration:\n"
                 + "\n".join(fields)
                 + "\nChoose another --workdir, or continue that run with --resume"
             )
-        return ml_collections.ConfigDict(wanted)
+        return wanted
     if resume:
         raise WorkdirError(f"--resume: {workdir} holds no run")
     if _names(workdir) - _OWN_FILES:
@@ -101,7 +129,7 @@ def claim(
         )
     workdir.mkdir(parents=True, exist_ok=True)
     _write(path, wanted)
-    return ml_collections.ConfigDict(wanted)
+    return wanted
 
 
 def claim_inputs(
@@ -119,6 +147,10 @@ def claim_inputs(
     Raises:
       WorkdirError: An input holds something else than when the run was begun.
     """
+    hosts.on_main(lambda: _claim_inputs(workdir, paths))
+
+
+def _claim_inputs(workdir: Path, paths: Mapping[str, Path]) -> None:
     path = workdir / INPUTS_FILE
     wanted: dict[str, Any] = {
         name: _digests(place) for name, place in sorted(paths.items())
@@ -187,7 +219,7 @@ def _names(folder: Path) -> set[str]:
 
 @contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Holds the workdir for this process; the lock goes with it, however it ends.
+    """Holds the workdir for this run; the lock goes with it, however it ends.
 
     A run that fails before it has written anything but its configuration leaves the
     folder as it was found, so that it can be started again with a corrected one.
@@ -195,6 +227,13 @@ def locked(workdir: Path) -> Iterator[None]:
     Raises:
       WorkdirError: Another process holds it.
     """
+    with ExitStack() as stack:
+        hosts.on_main(lambda: stack.enter_context(_locked(workdir)))
+        yield
+
+
+@contextmanager
+def _locked(workdir: Path) -> Iterator[None]:
     made = not workdir.exists()
     workdir.mkdir(parents=True, exist_ok=True)
     before = _names(workdir)

@@ -5,5 +5,8 @@ class NonFiniteError(RuntimeError):
     """A loss, gradient or parameter that is not finite; the run has stopped."""
 
 
-class Preempted(RuntimeError):
-    """The run was told to end; started again, it goes on where it was."""
+class Preempted(BaseException):
+    """The run was told to end; started again, it goes on where it was.
+
+    No `Exception`, as KeyboardInterrupt is none: what handles errors lets it pass.
+    """

@@ -1,0 +1,122 @@
+"""An experiment as a process: told to end, with a cache, and one of several."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import ablation_process
+import pytest
+
+from experiments.common import compilation_cache
+from experiments.common.cli import PREEMPTED_STATUS
+
+PROGRAM = textwrap.dedent(
+    """
+    import sys
+    from experiments.common import cli
+    import jax
+
+    def run():
+        print("ready", flush=True)
+        sys.stdin.readline()
+        print(jax.jit(lambda x: x * 2.0 + 1.0)(3.0), flush=True)
+        on = jax.config.jax_enable_compilation_cache
+        print(jax.config.jax_compilation_cache_dir if on else None, flush=True)
+
+    cli.main(run)
+    """
+)
+
+
+def _start(*arguments, **given):
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": ""}
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *arguments],
+        cwd=ablation_process.ROOT,
+        env=environment | given,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_run_told_to_end_has_a_status_of_its_own_and_goes_on(tmp_path):
+    (tmp_path / "config.py").write_text(
+        ablation_process.CONFIG.replace("num_steps = 8", "num_steps = 400")
+        .replace("evaluate_every = 3", "evaluate_every = 1000")
+        .replace("save_every = 2", "save_every = 1000")
+    )
+    workdir, config = tmp_path / "run", f"--config={tmp_path / 'config.py'}"
+    process = ablation_process.start(workdir, config)
+    try:
+        rows = 0
+        while rows < 4 and process.poll() is None:
+            time.sleep(0.01)
+            for path in workdir.glob("arms/adamw/*/*/metrics.jsonl"):
+                rows = path.read_bytes().count(b"\n")
+        process.send_signal(signal.SIGTERM)
+        status = process.wait(timeout=120)
+    finally:
+        process.kill()
+    log = workdir.with_suffix(".log").read_text()
+    assert status == PREEMPTED_STATUS == 75, log
+    assert "Start the same again" in log
+    assert "Traceback" not in log
+    (states,) = workdir.glob("arms/adamw/*/*/checkpoints/states")
+    (saved,) = states.iterdir()
+    assert 0 < int(saved.name) < 400
+    timing = (states.parent.parent / "timing.jsonl").read_text().splitlines()
+    row = json.loads(timing[-1])
+    assert row["tokens_per_s"] > 0
+    assert row["model_flops_per_s"] > row["tokens_per_s"]
+    assert "model_flops_utilisation" not in row  # A CPU has no peak in the table.
+
+
+def test_a_process_told_to_end_outside_of_training_says_so():
+    process = _start()
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == PREEMPTED_STATUS, errors
+    assert errors.startswith("preempted: told to end outside of training")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "expected"),
+    [
+        (["--compilation_cache={}/mine"], {}, "{}/mine"),
+        ([], {"XDG_CACHE_HOME": "{}/cache"}, "{}/cache/geomjax/"),
+        ([], {"JAX_COMPILATION_CACHE_DIR": "{}/theirs"}, "{}/theirs"),
+        (["--compilation_cache="], {"XDG_CACHE_HOME": "{}/cache"}, "None"),
+    ],
+    ids=["flag", "default", "variable", "off"],
+)
+def test_compiled_programs_are_kept_where_they_should(
+    tmp_path, arguments, environment, expected
+):
+    given = {name: value.format(tmp_path) for name, value in environment.items()}
+    process = _start(
+        *[argument.format(tmp_path) for argument in arguments],
+        JAX_ENABLE_COMPILATION_CACHE="true",
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+        **given,
+    )
+    output, errors = process.communicate("\n", timeout=120)
+    assert process.returncode == 0, errors
+    _, value, folder = output.split()
+    assert float(value) == 7.0
+    assert folder.startswith(expected.format(tmp_path))
+    assert bool(list(tmp_path.rglob("*-cache"))) == (expected != "None")
+
+
+def test_the_default_folder_is_one_of_version_and_processor(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    ours = compilation_cache.default_folder()
+    assert ours == compilation_cache.default_folder()
+    monkeypatch.setattr(compilation_cache, "_processor", lambda: "other")
+    assert compilation_cache.default_folder() != ours
