@@ -147,10 +147,12 @@ def claim_inputs(
     Raises:
       WorkdirError: An input holds something else than when the run was begun.
     """
-    hosts.on_main(lambda: _claim_inputs(workdir, paths))
+    hosts.on_main(lambda: _claim_inputs(workdir, paths, hashes))
 
 
-def _claim_inputs(workdir: Path, paths: Mapping[str, Path]) -> None:
+def _claim_inputs(
+    workdir: Path, paths: Mapping[str, Path], hashes: Mapping[str, str]
+) -> None:
     path = workdir / INPUTS_FILE
     wanted: dict[str, Any] = {
         name: _digests(place) for name, place in sorted(paths.items())
