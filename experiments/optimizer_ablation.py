@@ -154,9 +154,10 @@ def _prepare(
     accuracy = runner.teacher_accuracy()
     if accuracy == 0:
         print(
-            "warning: the teacher answers none of the test prompts. The reward `exact` "
-            "is whole-string equality with `answer`; --config.reward.name takes "
-            "another, and --config.accuracy=False compares divergences alone"
+            "warning: the teacher scores 0 on all test prompts by the reward "
+            f"{config.reward.name!r} (`exact` is whole-string equality with `answer`); "
+            "--config.reward.name takes another, and --config.accuracy=False compares "
+            "divergences alone"
         )
     return accuracy
 

@@ -1,0 +1,1 @@
+"""What a recipe would take: sizes of published models, memory and time by estimate."""
