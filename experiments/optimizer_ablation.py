@@ -34,13 +34,13 @@ from tqdm import tqdm
 from experiments.ablation import claims as claims_module
 from experiments.ablation import rates
 from experiments.ablation.arms import Arm, check_settings, read_arms
-from experiments.ablation.geometry import ArmGeometry, measure_arm
-from experiments.ablation.outcome import FINISHED, Outcome
 from experiments.ablation.report import ArmResult, print_table, write
 from experiments.ablation.runner import FREE, Runner
 from experiments.common import cli
 from experiments.common import workdir as workdirs
+from experiments.common.arm_geometry import ArmGeometry, measure_arm
 from experiments.common.environment import command, environment
+from experiments.common.outcome import FINISHED, Outcome
 from experiments.common.prompts import open_judge, write_unusable
 from experiments.common.world import World, load_world, locate
 from geomjax.data.chat import describe_first

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.ablation.outcome import Outcome, late
+from experiments.common.outcome import Outcome, late
 from geomjax.analysis.report import Cell, Column, Estimate, Table
 from geomjax.train.errors import NonFiniteError
 

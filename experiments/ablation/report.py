@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.ablation import rates as rates_module
-from experiments.ablation.geometry import ArmGeometry
-from experiments.ablation.outcome import LATE, Outcome, late
+from experiments.common.arm_geometry import ArmGeometry
+from experiments.common.outcome import LATE, Outcome, late
 from geomjax.analysis import plots
 from geomjax.analysis import report as reports
 from geomjax.analysis.report import Cell, Claim, Column, Estimate, Table

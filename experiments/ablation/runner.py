@@ -1,6 +1,5 @@
 """Runs of the arms in one world."""
 
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +12,13 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.ablation.arms import MASKS, Arm
-from experiments.ablation.outcome import Outcome, finish, read_outcome
 from experiments.ablation.work import step_work
+from experiments.common.evaluation import (
+    make_evaluate,
+    make_split_accuracy,
+    mean_score,
+)
+from experiments.common.outcome import Outcome, finish, read_outcome
 from experiments.common.workdir import claimed_hash
 from experiments.common.world import World
 from geomjax.data.batches import make_batches
@@ -34,12 +38,11 @@ from geomjax.optim.mask_select import (
 )
 from geomjax.optim.roles import path_of
 from geomjax.rewards.judge import Judge
-from geomjax.train.evaluate import make_accuracy, make_divergence
 from geomjax.train.layout import state_layout
 from geomjax.train.loop import Schedule, run
 from geomjax.train.profile import parse_steps
 from geomjax.train.step import Step, init_state, make_distill_step
-from geomjax.typing import LanguageModel, Params
+from geomjax.typing import Params
 
 DIVERGENCES = ("reverse_kl", "forward_kl", "jsd")
 OBJECTIVES = ("sampled_token", *DIVERGENCES)
@@ -80,12 +83,6 @@ def make_objective(config: ml_collections.ConfigDict, world: World) -> Objective
     return full_vocabulary(*models, chosen, temperature=temperature)
 
 
-def mean_score(scores: np.ndarray) -> float:
-    """Mean of the scores that say something; nan where none does."""
-    spoken = scores[~np.isnan(scores)]
-    return float(spoken.mean()) if spoken.size else math.nan
-
-
 class Runner:
     """Runs arms in one world, sharing compiled programs between them."""
 
@@ -108,7 +105,7 @@ class Runner:
         )
         self._objective = make_objective(config, world)
         self._steps: dict[tuple[str, float, bool], Step] = {}
-        self._evaluate = self._make_evaluate()
+        self._evaluate = make_evaluate(config, world, judge)
         self._work = step_work(world, config.prompts_per_step)
 
     def check(self, arms: list[Arm]) -> None:
@@ -255,7 +252,10 @@ class Runner:
     def teacher_accuracy(self) -> float:
         """The teacher's mean greedy score on the test split."""
         teacher = self.world.teacher
-        return mean_score(self._accuracy("test", teacher.model)(teacher.params))
+        accuracy = make_split_accuracy(
+            self.config, self.world, "test", teacher.model, self._judge
+        )
+        return mean_score(accuracy(teacher.params))
 
     def delta(self, params: Params) -> Params:
         """The update from the anchor, float32, frozen parameters as None."""
@@ -355,42 +355,3 @@ class Runner:
         if mask.threshold is not None:
             provenance["threshold"] = repr(mask.threshold)
         save_mask(path, tensors, provenance=provenance)
-
-    def _accuracy(self, split: str, model: LanguageModel) -> Callable:
-        part = getattr(self.world, split)
-        return make_accuracy(
-            model,
-            self.world.tokenizer,
-            part.token_ids,
-            part.examples,
-            self.world.sampling,
-            self._judge,
-            prompt_length=self.world.prompt_length,
-            batch_size=self.config.evaluation_batch,
-        )
-
-    def _make_evaluate(self) -> Callable[[Params], dict[str, float]]:
-        config, world = self.config, self.world
-        teacher_params = world.teacher.params
-        divergence_on = make_divergence(
-            world.student.model,
-            world.teacher.model,
-            world.validation.token_ids,
-            world.sampling,
-            prompt_length=world.prompt_length,
-            batch_size=config.evaluation_batch,
-            seed=0,
-        )
-        accuracies = {}
-        if config.accuracy:
-            accuracies = {
-                f"{split}_accuracy": self._accuracy(split, world.student.model)
-                for split in ("validation", "test")
-            }
-
-        def evaluate(params: Params) -> dict[str, float]:
-            divergence = divergence_on(params, teacher_params)
-            values = {name: mean_score(f(params)) for name, f in accuracies.items()}
-            return values | {"validation_reverse_kl": float(divergence)}
-
-        return evaluate

@@ -9,7 +9,7 @@ import pytest
 
 from configs import optimizer_ablation as config_module
 from experiments import optimizer_ablation
-from experiments.ablation import geometry
+from experiments.common import arm_geometry as geometry
 from geomjax.models import hf
 
 

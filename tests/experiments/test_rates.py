@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from experiments.ablation.outcome import Outcome, late
 from experiments.ablation.rates import Rate, at_edge, choose, record
+from experiments.common.outcome import Outcome, late
 from geomjax.train.errors import NonFiniteError
 
 

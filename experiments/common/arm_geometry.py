@@ -58,11 +58,11 @@ def measure_arm(anchor: Loaded, finals: Iterable[Params]) -> ArmGeometry:
     config = anchor.model.config
     source = {
         kind: DictSource(dict(hf.to_hf(anchor.params, config, convert)))
-        for kind, convert in _CONVERT.items()
+        for kind, convert in CONVERT.items()
     }
     rows: dict[Delta, list[list[Row]]] = {"stored": [], "master": []}
     for params in finals:
-        for kind, convert in _CONVERT.items():
+        for kind, convert in CONVERT.items():
             tuned = DictSource(dict(hf.to_hf(params, config, convert)))
             rows[kind].append(measure(source[kind], tuned, delta=kind, metrics=METRICS))
     return ArmGeometry(
@@ -74,7 +74,7 @@ def measure_arm(anchor: Loaded, finals: Iterable[Params]) -> ArmGeometry:
     )
 
 
-_CONVERT: dict[Delta, Callable[[np.ndarray], np.ndarray]] = {
+CONVERT: dict[Delta, Callable[[np.ndarray], np.ndarray]] = {
     "stored": lambda array: array.astype(ml_dtypes.bfloat16),
     "master": lambda array: array,
 }
