@@ -11,16 +11,19 @@ from geomjax.analysis.report.blocks import (
     Report,
     Section,
 )
+from geomjax.analysis.report.browser import Browser, Entry
 from geomjax.analysis.report.table import Cell, Column, Estimate, Table
 from geomjax.analysis.report.write import ReportFiles, write_report
 
 __all__ = [
     "Block",
+    "Browser",
     "Cell",
     "Claim",
     "Claims",
     "Code",
     "Column",
+    "Entry",
     "Estimate",
     "Facts",
     "Links",

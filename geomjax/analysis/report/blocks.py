@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
+from geomjax.analysis.report.browser import Browser
 from geomjax.analysis.report.table import Table
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -121,7 +122,7 @@ class Plot:
             )
 
 
-Block = str | Table | Claims | Code | Facts | Links | Plot
+Block = str | Table | Claims | Code | Facts | Links | Plot | Browser
 """A part of a section; a string is a paragraph."""
 
 

@@ -13,6 +13,7 @@ from geomjax.analysis.report.blocks import (
     Plot,
     Report,
 )
+from geomjax.analysis.report.browser import Browser
 from geomjax.analysis.report.page import VERDICTS
 from geomjax.analysis.report.table import INTERVAL_NOTE, Table
 
@@ -74,6 +75,12 @@ def _links(links: Links) -> str:
         f"- [{escape_markdown(text)}](./{quote(path)})"
         for text, path in links.paths.items()
     )
+
+
+@_block.register
+def _browser(browser: Browser) -> str:
+    count = len(browser.entries)
+    return f"{escape_markdown(browser.caption)} ({count} in the HTML page.)"
 
 
 @_block.register

@@ -15,6 +15,12 @@ from geomjax.analysis.report.blocks import (
     Plot,
     Report,
 )
+from geomjax.analysis.report.browser import (
+    Browser,
+    render_browser,
+    script,
+    script_policy,
+)
 from geomjax.analysis.report.table import INTERVAL_NOTE, Column, Table
 from geomjax.analysis.report.vector import inline_svg
 
@@ -37,8 +43,12 @@ def render_page(report: Report, drawings: Mapping[str, str]) -> str:
       drawings: The SVG document of each plot, by name.
 
     Returns:
-      An HTML document with its style and figures inside, and no script.
+      An HTML document with its style and figures inside, and no script but that of
+      a `Browser`, if there is one.
     """
+    browses = any(isinstance(b, Browser) for s in report.sections for b in s.blocks)
+    policy = f"{_POLICY}; script-src {script_policy()}" if browses else _POLICY
+    ending = f"<script>{script()}</script>\n" if browses else ""
     numbers = {plot.name: i for i, plot in enumerate(report.plots(), start=1)}
     contents = "".join(
         f'<li><a href="#section-{i}">{html.escape(section.title)}</a></li>\n'
@@ -55,13 +65,13 @@ def render_page(report: Report, drawings: Mapping[str, str]) -> str:
     style_sheet = resources.files(__package__).joinpath("page.css").read_text("utf-8")
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{title}</title>\n<style>\n{style_sheet}</style>\n</head>\n<body>\n"
         f"<header>\n<h1>{title}</h1>\n"
         f'<p class="summary">{html.escape(report.summary)}</p>\n</header>\n'
         f"<nav>\n<h2>Contents</h2>\n<ol>\n{contents}</ol>\n</nav>\n"
-        f"<main>\n{''.join(sections)}</main>\n<footer></footer>\n</body>\n</html>\n"
+        f"<main>\n{''.join(sections)}</main>\n<footer></footer>\n{ending}</body>\n</html>\n"
     )
 
 
@@ -108,6 +118,11 @@ def _links(links: Links) -> str:
         for text, path in links.paths.items()
     )
     return f"<ul>\n{items}</ul>\n"
+
+
+@_plain_block.register
+def _browser(browser: Browser) -> str:
+    return render_browser(browser)
 
 
 def _address(path: str) -> str:
