@@ -1,6 +1,7 @@
 """Sampled tokens per second, against transformers' `generate` and the machine's floor.
 
     python -m experiments.bench_rollout [--peer] [--json=FILE]
+    python -m experiments.bench_rollout --mixed-lengths [--json=FILE]
 
 Samples from random Qwen3 models at two sizes (`experiments.common.benchmarks.SIZES`),
 in float32 at temperature 1, a fixed number of tokens for every row. With `--peer`, also
@@ -13,6 +14,9 @@ The floor is the time that the rollout's multiplications and additions alone tak
 (`rollout_operations` states the formula) at the rate of a large square float32 product,
 measured in the same run. Rates at the shapes of prefill and decoding are printed too:
 with few rows the same products run slower, which is part of the distance to the floor.
+
+With `--mixed-lengths`: completions of many lengths, through the plain loop and through
+continuous sampling, in seconds and counted work (`experiments.common.mixed_lengths`).
 """
 
 import importlib.util
@@ -29,7 +33,7 @@ import numpy as np
 from absl import flags
 from transformers import AutoModelForCausalLM
 
-from experiments.common import benchmarks, cli
+from experiments.common import benchmarks, cli, mixed_lengths
 from experiments.common.benchmarks import SIZES, SQUARE, Size
 from experiments.common.environment import environment
 from geomjax.data.batches import PromptBatch
@@ -41,7 +45,10 @@ Run = Callable[[], Any]
 
 
 def main() -> None:
-    """Measures both sizes and prints a table."""
+    """Measures both sizes, or mixed lengths, and prints a table."""
+    if flags.FLAGS["mixed-lengths"].value:
+        measure_mixed_lengths()
+        return
     peer = flags.FLAGS.peer
     record: dict[str, Any] = {"sizes": {}, "environment": environment()}
     if peer:
@@ -49,6 +56,16 @@ def main() -> None:
     for name, size in SIZES.items():
         figures = record["sizes"][name] = measure(size, peer=peer)
         print_figures(name, size, figures)
+    benchmarks.write_json(record)
+
+
+def measure_mixed_lengths() -> None:
+    """Measures every law of lengths at the larger size."""
+    record: dict[str, Any] = {"mixed_lengths": {}, "environment": environment()}
+    for name, law in mixed_lengths.LAWS.items():
+        figures = mixed_lengths.measure(SIZES["small"], law)
+        record["mixed_lengths"][name] = figures
+        mixed_lengths.print_figures(name, figures)
     benchmarks.write_json(record)
 
 
@@ -191,4 +208,5 @@ def print_figures(name: str, size: Size, figures: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     benchmarks.define_flags()
+    flags.DEFINE_bool("mixed-lengths", False, "Measure completions of many lengths.")
     cli.main(main, cache=False)
