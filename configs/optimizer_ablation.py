@@ -119,6 +119,8 @@ def get_config(variant: str = "default") -> ml_collections.ConfigDict:
             # Devices by axis, such as "data=2,fsdp=2,tensor=2"; empty: the first one.
             "mesh": "",
             "export_masters": False,
+            # Besides TensorBoard: wandb or trackio, where it is installed.
+            "tracker": "",
         }
     )
     if variant == "smoke":

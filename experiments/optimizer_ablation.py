@@ -42,6 +42,8 @@ from experiments.common.arm_geometry import ArmGeometry, measure_arm
 from experiments.common.environment import command, environment
 from experiments.common.outcome import FINISHED, Outcome
 from experiments.common.prompts import open_judge, write_unusable
+from experiments.common.provenance import record_start
+from experiments.common.tracking import load_tracker
 from experiments.common.world import World, load_world, locate
 from geomjax.data.chat import describe_first
 from geomjax.models.load import export
@@ -86,6 +88,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
       What `results.json` holds.
     """
     check_settings(config)
+    load_tracker(config.tracker)
     arms = read_arms(config)
     with open_judge(config) as judge:
         return _run(config, workdir, arms, judge)
@@ -105,6 +108,7 @@ def _run(
         {"student": student, "teacher": teacher},
         {"prompts": world.prompts.fingerprint},
     )
+    record_start(workdir, "optimizer_ablation")
     write_unusable(workdir, world.prompts)
     teacher_accuracy = _prepare(config, world, runner)
     skipped = {arm.name: why for arm in arms if (why := runner.skip_reason(arm))}

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,8 @@ from experiments.common.evaluation import (
     mean_score,
 )
 from experiments.common.outcome import Outcome, finish, read_outcome
-from experiments.common.workdir import claimed_hash
+from experiments.common.tracking import tracked
+from experiments.common.workdir import claimed_hash, resolved
 from experiments.common.world import World
 from geomjax.data.batches import make_batches
 from geomjax.data.pipeline import Pipeline
@@ -46,7 +48,9 @@ from geomjax.typing import Params
 
 DIVERGENCES = ("reverse_kl", "forward_kl", "jsd")
 OBJECTIVES = ("sampled_token", *DIVERGENCES)
-FREE = frozenset({"save_every", "keep_checkpoints", "profile_steps", "export_masters"})
+FREE = frozenset(
+    {"save_every", "keep_checkpoints", "profile_steps", "export_masters", "tracker"}
+)
 """Settings that no result depends on."""
 
 
@@ -222,14 +226,14 @@ class Runner:
             return step(state, world.teacher.params, batch, draw)
 
         state = init_state(world.student.params, tx, layout)
-        with Pipeline(batch_at) as prompts:
+        with Pipeline(batch_at) as prompts, self._tracked(directory) as wrap:
             state = run(
                 directory,
                 state,
                 advance,
                 self._evaluate,
                 self.schedule,
-                on_step,
+                wrap(on_step),
                 config_hash=claimed_hash(self.workdir, FREE),
                 data=prompts,
                 work=self._work,
@@ -247,6 +251,17 @@ class Runner:
             mask_threshold=threshold,
             seconds=time.monotonic() - started,
             input_wait_s=prompts.wait.total_s,
+        )
+
+    def _tracked(self, directory: Path) -> AbstractContextManager[Any]:
+        """Sends a run's metrics to the tracker asked for, named as its folder."""
+        name = directory.relative_to(self.workdir / "arms").as_posix()
+        return tracked(
+            self.config.tracker,
+            directory,
+            project=self.workdir.absolute().name,
+            run=name.replace("/", "-"),
+            config=resolved(self.config),
         )
 
     def teacher_accuracy(self) -> float:

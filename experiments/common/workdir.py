@@ -18,11 +18,16 @@ from geomjax import hosts
 
 CONFIG_FILE = "config.json"
 INPUTS_FILE = "inputs.json"
+PROVENANCE_FILE = "provenance.json"
 LOCK_FILE = ".lock"
 
 _OWN_FILES = {
     LOCK_FILE,
-    *(name for file in (CONFIG_FILE, INPUTS_FILE) for name in (file, f".{file}.tmp")),
+    *(
+        name
+        for file in (CONFIG_FILE, INPUTS_FILE, PROVENANCE_FILE)
+        for name in (file, f".{file}.tmp")
+    ),
 }
 _INPUT_SUFFIXES = (".json", ".jsonl", ".jinja", ".safetensors", ".txt")
 _SAMPLE_BYTES = 1 << 16

@@ -1,0 +1,309 @@
+r"""Accuracy of a checkpoint on problem suites: mean@k, pass@k, majority@k, intervals.
+
+    python -m experiments.evaluate --checkpoint=DIR --suite=aime24,aime25 --workdir=OUT
+    python -m experiments.evaluate --checkpoint=DIR --compare=DIR2 \
+        --suite=math-500=FILE.jsonl,tiny-world --workdir=OUT
+
+Suites are the named datasets of `geomjax.data.adapters` (from the hub, its cache, or a
+local file in their schema), the tiny world's test split, and files of {prompt, answer};
+`experiments.evaluation.suites` says how each is named. OUT gets `report.html` with its
+generations, `results.json`, and all generations as JSON lines; a run that was killed
+continues when it is started again, and ends with the same bytes.
+
+Defaults: 16 samples (P1, arXiv 2606.13657, reports mean@16), at most 15,360 tokens (its
+Table 5), temperature 0.7 and top-p 0.95. P1 gives neither of the last two: they are the
+validation settings of thunlp/OPD, whose configuration P1 says it follows. Intervals
+resample problems, stratified by nothing.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import ml_collections
+from absl import flags
+from tqdm import tqdm
+
+from experiments.common import cli
+from experiments.common import workdir as workdirs
+from experiments.common.environment import command, environment
+from experiments.common.provenance import record_start
+from experiments.evaluation import report
+from experiments.evaluation.generations import (
+    Generation,
+    Task,
+    by_problem,
+    generate,
+    keep_problems,
+)
+from experiments.evaluation.suites import Suite, read_suites
+from geomjax.data.chat import as_conversations, describe_first, thinking_settings
+from geomjax.data.encode import EncodedPrompts, encode_prompts
+from geomjax.data.tokenizers import load_tokenizer, stop_token_ids, tokenizer_size
+from geomjax.evaluation.bootstrap import Bootstrap, Interval
+from geomjax.evaluation.summary import Problems, difference, summarize
+from geomjax.models.load import checkpoint_directory, load
+from geomjax.rewards.pool import RewardPool
+from geomjax.rollout.chunks import Drawing
+from geomjax.rollout.continuous import ContinuousSampler
+
+FREE = frozenset({"reward_workers"})
+"""Settings that no result depends on."""
+
+CHAT = ("auto", "on", "off")
+THINKING = ("default", "on", "off")
+
+
+def define_flags() -> None:
+    """Defines the flags; not at import: experiments can be imported together."""
+    flags.DEFINE_string("checkpoint", "", "Checkpoint folder, or its name on the hub.")
+    flags.DEFINE_string(
+        "compare", "", "A second checkpoint, compared problem by problem."
+    )
+    flags.DEFINE_string(
+        "suite", "aime24,aime25", "Suites: NAME or NAME=PATH, by commas."
+    )
+    flags.DEFINE_string("workdir", "runs/evaluate", "Folder of generations and report.")
+    flags.DEFINE_integer("samples", 16, "Completions of each problem, k (P1: 16).")
+    flags.DEFINE_float("temperature", 0.7, "Softmax temperature; 0 is greedy.")
+    flags.DEFINE_float("top_p", 0.95, "Mass of the nucleus sampled from; 1 for all.")
+    flags.DEFINE_integer("max_new_tokens", 15_360, "Most tokens of a completion (P1).")
+    flags.DEFINE_integer("seed", 0, "Seed of the draws.")
+    flags.DEFINE_enum("chat", "auto", CHAT, "Use the chat template; auto: if any.")
+    flags.DEFINE_string("system", "", "System prompt, with the chat template.")
+    flags.DEFINE_enum("thinking", "default", THINKING, "Thinking mode of the template.")
+    flags.DEFINE_integer("limit", 0, "Problems of each suite; 0 for all.")
+    flags.DEFINE_integer("rows", 64, "Sequences decoded at a time.")
+    flags.DEFINE_enum(
+        "compute_dtype", "float32", ("float32", "bfloat16"), "Of weights and compute."
+    )
+    flags.DEFINE_string("reward", "", "Reward module:function instead of the suites'.")
+    flags.DEFINE_float("reward_timeout_s", 60.0, "Seconds for one judgement.")
+    flags.DEFINE_integer(
+        "reward_workers", min(8, os.cpu_count() or 1), "Processes that judge."
+    )
+    flags.DEFINE_integer("resamples", 10_000, "Bootstrap resamples, B.")
+    flags.DEFINE_integer("bootstrap_seed", 0, "Seed of the resamples.")
+    flags.DEFINE_float("confidence", 0.95, "Stated coverage of the intervals.")
+
+
+_FIELDS = (
+    "checkpoint compare suite samples temperature top_p max_new_tokens seed chat "
+    "system thinking limit rows compute_dtype reward reward_timeout_s reward_workers "
+    "resamples bootstrap_seed confidence"
+).split()
+
+
+def main() -> None:
+    """Runs the evaluation that the flags describe."""
+    values, workdir = flags.FLAGS, Path(flags.FLAGS.workdir)
+    asked = ml_collections.ConfigDict({name: values[name].value for name in _FIELDS})
+    with workdirs.locked(workdir):
+        config = workdirs.claim(workdir, asked, resume=False, free=FREE)
+        run(config, workdir)
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Evaluates, writes and prints.
+
+    Args:
+      config: The flags of this module by name, but for `workdir`.
+      workdir: Folder of this configuration.
+
+    Returns:
+      What `results.json` holds.
+    """
+    if not config.checkpoint:
+        raise ValueError(
+            "--checkpoint names no checkpoint; give a folder or a hub name"
+        )
+    if config.samples < 1:
+        raise ValueError(f"--samples is {config.samples}; expected 1 or more")
+    suites = read_suites(config.suite, reward=config.reward, limit=config.limit)
+    names = ("checkpoint", "compare") if config.compare else ("checkpoint",)
+    folders = {name: checkpoint_directory(config[name]) for name in names}
+    local = {s.name: s.source for s in suites if s.source and s.source.is_file()}
+    workdirs.claim_inputs(workdir, folders | local, {})
+    record_start(workdir, "evaluate")
+    bootstrap = Bootstrap(config.resamples, config.bootstrap_seed, config.confidence)
+    results: list[report.Result] = []
+    problems: dict[tuple[str, str], Problems] = {}
+    for name, folder in folders.items():
+        made = _evaluate(config, workdir, name, folder, suites)
+        for suite, generations in zip(suites, made, strict=True):
+            judged = by_problem(generations, len(suite.examples))
+            problems[name, suite.name] = judged
+            summary = summarize(judged, bootstrap)
+            results.append(report.Result(suite, name, summary, generations))
+    differences = {
+        suite.name: difference(
+            problems["checkpoint", suite.name],
+            problems["compare", suite.name],
+            bootstrap,
+        )
+        for suite in suites
+        if config.compare
+    }
+    record = _record(config, results, differences)
+    temporary = workdir / ".results.json.tmp"
+    temporary.write_text(json.dumps(record, indent=2) + "\n")
+    temporary.replace(workdir / "results.json")
+    facts = {"Configuration": record["config"], "Environment": record["environment"]}
+    files = report.write(workdir, results, differences, bootstrap, facts, command())
+    _print(results, differences)
+    print(f"\nreport: {files.page}")
+    return record
+
+
+def _evaluate(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    name: str,
+    folder: Path,
+    suites: Sequence[Suite],
+) -> list[list[Generation]]:
+    """The generations of one checkpoint on every suite."""
+    tokenizer = load_tokenizer(folder)
+    dtype = jnp.dtype(config.compute_dtype)
+    size = tokenizer_size(tokenizer)
+    model, params = load(folder, vocab_size=size, param_dtype=dtype, dtype=dtype)
+    context = model.config.text.max_position_embeddings
+    stops = stop_token_ids(tokenizer, folder)
+    pad = tokenizer.pad_token_id
+    made = []
+    for suite in suites:
+        directory = workdir / name
+        directory.mkdir(exist_ok=True)
+        keep_problems(directory / f"{suite.name}.problems.jsonl", suite.examples)
+        encoded = _encode(config, suite, tokenizer, context)
+        print(f"\n{name}, {suite.name}: {describe_first(encoded, tokenizer)}")
+        longest = max(map(len, encoded.token_ids))
+        room = min(config.max_new_tokens, context - longest)
+        if room < config.max_new_tokens:
+            print(
+                f"completions end at {room} tokens, where the context of {context} "
+                f"leaves no more beside the longest prompt ({longest})"
+            )
+        sampler = ContinuousSampler(
+            model,
+            params,
+            Drawing(
+                max_new_tokens=room,
+                stop_tokens=stops,
+                temperature=config.temperature,
+                top_p=config.top_p,
+                pad_token=stops[0] if pad is None else pad,
+            ),
+            rows=config.rows,
+        )
+        task = Task(
+            examples=suite.examples,
+            token_ids=encoded.token_ids,
+            samples=config.samples,
+            # Some eight fillings of the rows: little is lost by a kill, and the rows
+            # stand idle only at the end of a block.
+            block=max(1, 8 * config.rows // config.samples),
+            seed=config.seed,
+        )
+        made.append(_generate(config, directory, suite, task, sampler, tokenizer))
+    return made
+
+
+def _encode(
+    config: ml_collections.ConfigDict, suite: Suite, tokenizer: Any, context: int
+) -> EncodedPrompts:
+    """The suite's prompts; none is dropped, as that would change the accuracy."""
+    chat = config.chat == "on" or (
+        config.chat == "auto" and tokenizer.chat_template is not None
+    )
+    if (config.system or config.thinking != "default") and not chat:
+        raise ValueError(
+            "--system and --thinking are parts of a chat template, which is not in use"
+        )
+    examples, settings = suite.examples, {}
+    if chat:
+        examples = as_conversations(examples, system=config.system or None)
+        modes = {"default": None, "on": True, "off": False}
+        settings = dict(thinking_settings(tokenizer, modes[config.thinking]))
+    return encode_prompts(examples, tokenizer, context - 1, template_settings=settings)
+
+
+def _generate(
+    config: ml_collections.ConfigDict,
+    directory: Path,
+    suite: Suite,
+    task: Task,
+    sampler: ContinuousSampler,
+    tokenizer: Any,
+) -> list[Generation]:
+    total, scored = len(task.examples) * task.samples, [0, 0.0]
+    with (
+        RewardPool(
+            suite.reward,
+            workers=config.reward_workers,
+            timeout_s=config.reward_timeout_s,
+        ) as pool,
+        tqdm(total=total, desc=suite.name, unit="sample") as bar,
+    ):
+
+        def on_samples(block: Sequence[Generation]) -> None:
+            scored[0] += len(block)
+            scored[1] += sum(each.judged.judgement.score for each in block)
+            bar.set_postfix(score=f"{scored[1] / scored[0]:.3f}", refresh=False)
+            bar.update(len(block))
+
+        path = directory / f"{suite.name}.jsonl"
+        return generate(path, task, sampler, tokenizer, pool, on_samples)
+
+
+def _record(
+    config: ml_collections.ConfigDict,
+    results: Sequence[report.Result],
+    differences: dict[str, Interval],
+) -> dict[str, Any]:
+    def plain(value: Any) -> Any:
+        if isinstance(value, tuple) and hasattr(value, "_asdict"):
+            return plain(value._asdict())
+        if isinstance(value, dict):
+            return {str(key): plain(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [plain(each) for each in value]
+        return None if value != value else value  # JSON has no NaN.
+
+    suites: dict[str, dict[str, Any]] = {}
+    for result in results:
+        suites.setdefault(result.suite.name, {})[result.model] = plain(result.summary)
+    return {
+        "suites": suites,
+        "differences": plain(differences),
+        "rewards": {result.suite.name: result.suite.reward for result in results},
+        "config": workdirs.resolved(config),
+        "environment": environment(),
+    }
+
+
+def _print(results: Sequence[report.Result], differences: dict[str, Interval]) -> None:
+    print()
+    for result in results:
+        summary, shown = result.summary, report.shown
+        print(
+            f"{result.suite.name:16} {result.model:10} mean@{summary.samples} "
+            f"{shown(summary.mean)}  majority {shown(summary.majority)}  truncated "
+            f"{shown(summary.truncated)}"
+        )
+        apart = {
+            status: count
+            for status, count in summary.statuses.items()
+            if status in ("failed", "unparsed reference", "timed out")
+        }
+        if apart:
+            print(f"  judgements to look at: {apart}")
+    for name, found in differences.items():
+        print(f"{name:16} compare - checkpoint: {report.shown(found)}")
+
+
+if __name__ == "__main__":
+    cli.main(main, define_flags)

@@ -1,0 +1,1 @@
+"""Evaluation of checkpoints: suites, generations that resume, and their report."""
