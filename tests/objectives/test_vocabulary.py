@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from table_model import TableModel, log_prob_params, random_batch, table_params
 
+from geomjax.meshes import Placement, mesh_from_string
 from geomjax.objectives.distill import full_vocabulary, sampled_token
 from geomjax.objectives.divergence import jsd, reverse_kl
 from geomjax.objectives.sft import cross_entropy
+from geomjax.objectives.top_k import top_k
 from geomjax.objectives.vocabulary import logits, map_token_chunks, token_log_probs
 
 MODEL = TableModel(9)
@@ -79,6 +81,36 @@ def test_chunks_change_neither_value_nor_gradient(name):
             got,
             expected,
         )
+
+
+@pytest.mark.parametrize(
+    ("mesh", "chunk_tokens"),
+    [("data=8", 1), ("data=2,fsdp=2,tensor=2", 1), ("data=2,fsdp=2,tensor=2", 100)],
+)
+def test_a_split_vocabulary_changes_neither_value_nor_gradient(mesh, chunk_tokens):
+    """9 tokens over four devices: the vocabulary is padded, and padding is no token."""
+    params, context = table_params(0, 9, 4), table_params(1, 9, 4)
+    batch = random_batch(2, 9, rows=8, length=5)
+    split = MODEL._replace(placement=Placement(mesh_from_string(mesh)))
+
+    def losses(model, chunk_tokens):
+        sizes = {"temperature": 0.7, "chunk_tokens": chunk_tokens}
+        likely = {"k": 3, "support": "student", "tail": "bucket"}
+        each = (
+            cross_entropy(model, chunk_tokens=chunk_tokens),
+            sampled_token(model, model, clip=0.2, **sizes),
+            full_vocabulary(model, model, jsd(0.3), **sizes),
+            top_k(model, model, reverse_kl, **likely, **sizes),
+        )
+        return lambda *inputs: sum(each[i](*inputs)[0] * (i + 1) for i in range(4))
+
+    expected = jax.jit(jax.value_and_grad(losses(MODEL, 100)))(params, context, batch)
+    program = jax.jit(jax.value_and_grad(losses(split, chunk_tokens)))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        program(params, context, batch),
+        expected,
+    )
 
 
 def test_each_chunk_sees_its_own_slices():
