@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (
-    {"typing", "names", "meshes", "compiled", "hosts"},
+    {"typing", "names", "meshes", "compiled", "jaxpr_flops", "hosts"},
     {"geometry", "checkpoints", "data", "sandbox"},
     {"models", "optim", "update", "rewards"},
     {"analysis", "rollout", "objectives", "evaluation"},

@@ -71,8 +71,10 @@ def like_parameters(tree: Any, params: Params) -> Any:
     """Shardings of a tree that holds something for each parameter.
 
     A leaf whose path holds a parameter's path, and which has the parameter's shape, is
-    laid out as the parameter: moments, masks, the states of `per_matrix`. Everything
-    else, such as counts, is whole on every device.
+    laid out as the parameter: moments, masks, the states of `per_matrix`. So is what
+    `sparse_adamw` packs, whose leading axes are the grid of the parameter's shards, of
+    size one where shapes alone are known. Everything else, such as counts, is whole on
+    every device.
 
     Args:
       tree: Arrays or their shapes.
@@ -90,9 +92,11 @@ def like_parameters(tree: Any, params: Params) -> Any:
 
     def of_leaf(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
         within = _parameter(path_of(keys), known)
-        if within is None or known[within].shape != leaf.shape:
+        if within is None:
             return whole
-        return known[within].sharding
+        parameter = known[within]
+        packed = leaf.shape[:-1] == (1,) * parameter.ndim
+        return parameter.sharding if packed or leaf.shape == parameter.shape else whole
 
     return jax.tree_util.tree_map_with_path(of_leaf, tree)
 

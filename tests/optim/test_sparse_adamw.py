@@ -20,6 +20,8 @@ from geomjax.optim import (
     sparse_adamw,
     standard_promotion,
 )
+from geomjax.train.layout import state_layout
+from geomjax.train.step import init_state
 
 # A stack whose rows fill several vector registers with a remainder, and a vector.
 SHAPES = {"stack": (3, 40, 257), "table": (64, 48), "vector": (16,)}
@@ -172,6 +174,19 @@ def test_nothing_travels_on_a_mesh_but_the_norm(clip_norm):
     text = jax.jit(tx.update).lower(params, tx.init(params), params).compile().as_text()
     moved = {(c.kind, c.shape) for c in collectives(text)}
     assert moved == (set() if clip_norm is None else {("all-reduce", ())})
+
+
+def test_a_training_state_keeps_the_shards():
+    """`state_layout` knows shapes alone; the state it lays out is packed by shard."""
+    mesh = mesh_from_string("fsdp=4,tensor=2")
+    layout = NamedSharding(mesh, PartitionSpec(None, "tensor", "fsdp"))
+    params = {"w": jax.device_put(jnp.ones((2, 8, 64)), layout)}
+    tx = _sparse(_masks(0.4, {"w": (2, 8, 64)}), 1e-2, None)
+    opt_state = init_state(params, tx, state_layout(params, tx)).opt_state
+    packing = opt_state.packings["w"]
+    for leaf in (*packing, _adam(opt_state).mu["w"], _adam(opt_state).nu["w"]):
+        assert leaf.shape[:-1] == (1, 2, 4)
+        assert leaf.sharding.shard_shape(leaf.shape)[:-1] == (1, 1, 1)
 
 
 def test_frozen_and_fully_trained_leaves(draw, draw_mask, roles, bits):

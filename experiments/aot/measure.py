@@ -1,0 +1,65 @@
+"""What a compiled program needs: time to compile, memory, operations, traffic."""
+
+import re
+import time
+from collections import defaultdict
+from typing import NamedTuple
+
+import jax
+
+from experiments.aot.programs import Program
+from geomjax.compiled import collectives
+from geomjax.jaxpr_flops import matmul_flops
+
+
+class Measured(NamedTuple):
+    """One program on one slice.
+
+    Attributes:
+      compile_s: Seconds of tracing and compiling.
+      chip_bytes: Memory of one chip: arguments, results and temporaries; None where it
+        does not compile for lack of it.
+      over: What the compiler says where it does not fit: used and available memory.
+      flops: Of matrix products, on all chips together, recomputation included.
+      sent_bytes: What a chip sends, by kind of collective, as often as loops run.
+    """
+
+    compile_s: float
+    chip_bytes: int | None
+    over: str
+    flops: float
+    sent_bytes: dict[str, float]
+
+
+def measure(program: Program) -> Measured:
+    """Compiles a program for the devices of its arguments; allocates nothing."""
+    start = time.perf_counter()
+    jitted = jax.jit(program.function, donate_argnums=program.donated, keep_unused=True)
+    traced = jitted.trace(*program.arguments)
+    flops = matmul_flops(traced.jaxpr)
+    try:
+        compiled = traced.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        seconds = time.perf_counter() - start
+        return Measured(seconds, None, _over(str(error)), flops, {})
+    seconds = time.perf_counter() - start
+    memory = compiled.memory_analysis()
+    size = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
+    sent: dict[str, float] = defaultdict(float)
+    for each in collectives(compiled.as_text()):
+        # A loop of unknown length is taken once: a lower bound.
+        sent[each.kind] += (each.trip_count or 1) * each.sent_bytes
+    return Measured(seconds, size, "", flops, dict(sent))
+
+
+def _over(message: str) -> str:
+    """The compiler's own figures, `25.30G of 15.75G`."""
+    found = re.search(r"Used (\S+ of \S+) hbm", message)
+    return found[1] if found else message.splitlines()[0]

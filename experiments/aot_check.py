@@ -1,0 +1,106 @@
+r"""Compiles a distillation run for a TPU slice, on a machine without a TPU.
+
+    python -m experiments.aot_check --config=configs/aot_check.py:ds_qwen_1_5b \
+        --topology=v5e:4x4
+
+Prints, for one optimizer update (the teacher's scores included) and one rollout (its
+copy of the weights and the cache at full length included): seconds to compile, memory
+of a chip against what it has, operations of the matrix products counted from the jaxpr,
+and the bytes that a chip sends by kind of collective, both as often as loops run. The
+whole training state and the teacher are arguments of both. Nothing is allocated.
+
+Needs libtpu: pip install geomjax[tpu]. Times at the peak of a chip and of its links are
+lower bounds, no forecasts.
+"""
+
+import json
+from typing import Any
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from experiments.aot.chips import Chip, slice_devices
+from experiments.aot.measure import Measured, measure
+from experiments.aot.programs import PROGRAMS, make_programs
+from experiments.common import cli
+from geomjax.meshes import mesh_from_string
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", "configs/aot_check.py", "What to compile."
+)
+_TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "Generation and shape.")
+_PROGRAMS = flags.DEFINE_list("programs", list(PROGRAMS), "Which of them.")
+_JSON = flags.DEFINE_string("json", "", "File to add one line of results to.")
+
+
+def check(
+    config: ml_collections.ConfigDict, topology: str, names: list[str]
+) -> dict[str, Measured]:
+    """Compiles the programs of a configuration for a slice and prints what they need.
+
+    Args:
+      config: As `configs/aot_check.py`.
+      topology: Such as `v5e:4x4`.
+      names: Some of `PROGRAMS`.
+
+    Returns:
+      What each needs.
+
+    Raises:
+      ValueError: An unknown program or slice, or a mesh that does not divide the
+        models.
+    """
+    unknown = sorted(set(names) - set(PROGRAMS))
+    if unknown:
+        raise ValueError(f"programs {unknown}: expected some of {list(PROGRAMS)}")
+    chip, devices = slice_devices(topology)
+    mesh = mesh_from_string(config.mesh or f"fsdp={len(devices)}", devices)
+    programs = make_programs(config, mesh)
+    print(
+        f"{config.student.name} with teacher {config.teacher.name} on {topology}, "
+        f"mesh {dict(mesh.shape)}"
+        + (f", cut to {config.layers} layers" if config.layers else "")
+    )
+    found = {}
+    for name in names:
+        found[name] = measure(programs[name])
+        print(_line(name, found[name], chip, len(devices)), flush=True)
+    return found
+
+
+def _line(name: str, found: Measured, chip: Chip, chips: int) -> str:
+    if found.chip_bytes is None:
+        held = f"does not fit, {found.over}"
+    else:
+        used, there = (n / 2**30 for n in (found.chip_bytes, chip.hbm_bytes))
+        held = f"{used:.2f} of {there:.0f} GiB a chip"
+    at_peak = found.flops / chips / chip.peak_flops
+    moved = sum(found.sent_bytes.values())
+    kinds = ", ".join(f"{k} {v / 1e9:.2f}" for k, v in sorted(found.sent_bytes.items()))
+    return (
+        f"{name:8s} compiled in {found.compile_s:.0f} s; {held}; "
+        f"{found.flops:.3g} operations, {at_peak:.3g} s at peak; a chip sends "
+        f"{moved / 1e9:.2f} GB ({kinds}), {moved / chip.link_bytes_per_s:.3g} s at peak"
+    )
+
+
+def main() -> None:
+    """Runs the check of the command line."""
+    config = _CONFIG.value
+    found = check(config, _TOPOLOGY.value, _PROGRAMS.value)
+    if _JSON.value:
+        row: dict[str, Any] = {
+            "student": config.student.name,
+            "teacher": config.teacher.name,
+            "topology": _TOPOLOGY.value,
+            "mesh": config.mesh,
+            "layers": config.layers,
+        }
+        row |= {name: each._asdict() for name, each in found.items()}
+        with open(_JSON.value, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    cli.main(main)

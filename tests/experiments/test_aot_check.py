@@ -1,0 +1,146 @@
+"""A run compiled for devices that are not there."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs.aot_check import MODELS, get_config
+from experiments.aot import chips
+from experiments.aot.measure import _over, measure
+from experiments.aot.programs import Program, make_model, make_programs
+from geomjax.meshes import mesh_from_string
+from geomjax.models.flops import forward_flops
+
+
+def _small():
+    config = get_config("qwen3_1_7b")
+    for model in (config.student, config.teacher):
+        model.update(
+            vocab_size=256,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=16,
+        )
+    config.update(
+        tokenizer_size=250,
+        max_prompt_tokens=8,
+        max_new_tokens=24,
+        sequences_per_update=8,
+        sequences_per_rollout=8,
+        sequences_per_chip=2,
+        attention_chunk=16,
+        loss_chunk_tokens=64,
+    )
+    return config
+
+
+@pytest.mark.slow
+def test_the_programs_of_a_run_on_a_mesh_of_cpus():
+    config = _small()
+    mesh = mesh_from_string("fsdp=4,tensor=2")
+    programs = make_programs(config, mesh)
+    found = {name: measure(program) for name, program in programs.items()}
+    student = make_model(config.student.to_dict(), config, mesh)
+    # A forward and a backward pass of the student and a forward one of the teacher,
+    # with the whole square of attention's scores and what is recomputed besides.
+    least = 8 * 4 * forward_flops(student, 32)
+    assert least < found["update"].flops < 2 * least
+    assert 0.5 < found["rollout"].flops / (8 * forward_flops(student, 32)) < 2
+    # The state alone, 12 bytes a parameter, is a quarter or an eighth on a chip.
+    weights = sum(x.size for x in jax.tree.leaves(student.shapes))
+    assert found["update"].chip_bytes > 12 * weights / 8
+    assert found["update"].sent_bytes["all-gather"] > 0
+    # The rollout gathers its own weights once, in bfloat16, and no more in its loop.
+    assert found["rollout"].sent_bytes["all-gather"] < 2 * 2 * weights
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        # As huggingface.co counts them, in millions, embeddings once where tied.
+        ("Qwen/Qwen3-1.7B", 1721),
+        ("Qwen/Qwen3-4B", 4022),
+        ("Qwen/Qwen3-8B", 8191),
+        ("Qwen/Qwen3-32B", 32762),
+        ("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", 1777),
+    ],
+)
+def test_the_models_have_their_published_sizes(name, parameters):
+    config = get_config()
+    model = make_model(MODELS[name], config, mesh_from_string("fsdp=8"))
+    count = sum(x.size for x in jax.tree.leaves(model.shapes))
+    assert round(count / 1e6) == parameters
+
+
+def test_sequences_that_the_mesh_does_not_divide():
+    config = _small()
+    config.sequences_per_update = 12
+    with pytest.raises(ValueError, match="sequences_per_update is 12.*multiple of 16"):
+        make_programs(config, mesh_from_string("fsdp=8"))
+
+
+def test_collectives_and_operations_of_a_small_program():
+    mesh = mesh_from_string("fsdp=8")
+    sharding = jax.NamedSharding(mesh, jax.P("fsdp"))
+    x = jax.ShapeDtypeStruct((8, 128), jnp.float32, sharding=sharding)
+
+    def looped(x):
+        def body(carry, _):
+            return jnp.broadcast_to((carry.T @ carry).sum(), carry.shape) + 1, None
+
+        return jax.lax.scan(body, x, length=5)[0]
+
+    found = measure(Program(looped, (x,)))
+    assert found.flops == 5 * 2 * 8 * 128 * 128
+    assert found.chip_bytes >= 2 * 128 * 4
+    assert found.sent_bytes["all-reduce"] > 0
+
+
+def test_what_the_compiler_says_of_memory():
+    message = (
+        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in "
+        "memory space hbm. Used 25.30G of 15.75G hbm. Exceeded hbm capacity by 9.55G."
+    )
+    assert _over(message) == "25.30G of 15.75G"
+
+
+@pytest.mark.parametrize("topology", ["v9:4x4", "v5e", "v5e:4by4"])
+def test_topologies_that_do_not_exist(topology):
+    with pytest.raises(ValueError, match="topology"):
+        chips.slice_devices(topology)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="needs libtpu: pip install geomjax[tpu]",
+)
+def test_a_reduced_row_compiles_for_a_slice(tmp_path):
+    """The smallest row with one layer: the vocabulary and the lengths are its own."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "experiments.aot_check"),
+            "--config=configs/aot_check.py:ds_qwen_1_5b",
+            "--topology=v5e:4x4",
+            "--config.layers=1",
+            f"--json={tmp_path / 'rows.jsonl'}",
+        ],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    row = json.loads((tmp_path / "rows.jsonl").read_text())
+    for name in ("update", "rollout"):
+        assert 0 < row[name]["chip_bytes"] < 16 << 30
+        assert f"{name:8s} compiled in" in done.stdout
+    assert row["update"]["sent_bytes"]["all-gather"] > 1e9
