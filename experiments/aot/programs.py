@@ -128,9 +128,8 @@ def _state(student: Decoder, tx: Any) -> tuple[TrainState, TrainState]:
     params = _laid_out(student, jnp.float32)
     of_state = state_layout(params, tx)
     assert of_state is not None
-    shapes = TrainState(
-        jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(tx.init, params)
-    )
+    step: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    shapes = TrainState(step, params, jax.eval_shape(tx.init, params))
     state = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         shapes,
@@ -152,13 +151,14 @@ def _sequences(
 ) -> tuple[Batch, PromptBatch]:
     """What an update and a rollout read, whole on every chip: some megabytes."""
 
-    def array(dtype, *shape):
+    def array(dtype: Any, *shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
 
     rows, new = config.sequences_per_update, config.max_new_tokens
     length = config.max_prompt_tokens + new
-    ids = [array(jnp.int32, rows, length) for _ in range(3)]
-    batch = Batch(*ids, array(jnp.float32, rows, new), array(jnp.float32, rows, new))
+    ids = array(jnp.int32, rows, length)
+    of_new = array(jnp.float32, rows, new)
+    batch = Batch(ids, ids, ids, of_new, of_new)
     rows = config.sequences_per_rollout
-    ids = [array(jnp.int32, rows, config.max_prompt_tokens) for _ in range(3)]
-    return batch, PromptBatch(*ids, array(jnp.int32, rows))
+    ids = array(jnp.int32, rows, config.max_prompt_tokens)
+    return batch, PromptBatch(ids, ids, ids, array(jnp.int32, rows))
