@@ -87,9 +87,7 @@ def get_config(variant: str = "ds_qwen_1_5b") -> ml_collections.ConfigDict:
             "sequences_per_chip": 1,
             # Empty: fsdp over all chips.
             "mesh": "",
-            # Ours: queries whose attention scores exist at a time, tokens whose logits
-            # a chip holds whole, and recomputation of each block.
-            "attention_chunk": 512,
+            # Ours: tokens whose logits a chip holds whole, recomputation of each block.
             "loss_chunk_tokens": 1024,
             "remat": True,
             # 0 for the models' own; a few, to see whether everything compiles.

@@ -17,7 +17,9 @@ def matmul_flops(jaxpr: Any) -> float:
     A product and its sum count as two, whatever the dtype; all else is left out, as in
     `geomjax.models.flops`. What is computed again in a backward pass counts again. A
     `while` loop runs at most as often as the largest whole number that its condition
-    compares with, and counts as if it did; a `cond` counts as its dearest branch.
+    compares with, and counts as if it did; a `cond` counts as its dearest branch, and a
+    Pallas kernel as if no step of its grid were skipped (of causal attention up to half
+    are).
 
     Args:
       jaxpr: From `jax.make_jaxpr(f)(...)`, or `.jaxpr` of a traced function.
@@ -50,6 +52,8 @@ def _of_equation(equation: Any) -> float:
     if name == "cond":
         return max(map(matmul_flops, parameters["branches"]))
     inside = sum(map(matmul_flops, _inner(parameters)), 0.0)
+    if name == "pallas_call":
+        return inside * math.prod(parameters["grid_mapping"].grid)
     if name == "shard_map":
         mesh, manual = parameters["mesh"], parameters["newly_manual_axes"]
         return inside * math.prod(mesh.shape[axis] for axis in manual)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental import pallas as pl
 
 from geomjax.jaxpr_flops import matmul_flops
 from geomjax.meshes import mesh_from_string
@@ -85,3 +86,20 @@ def test_branches_calls_and_shards():
     )
     # Over "tensor" the same product is computed twice.
     assert _count(local, X, W) == 2 * ONCE
+
+
+def test_a_kernel_counts_for_each_step_of_its_grid():
+    def kernel(x, w, out):
+        out[...] = x[...] @ w[...]
+
+    call = pl.pallas_call(
+        kernel,
+        grid=(3,),
+        in_specs=[
+            pl.BlockSpec((4, 8), lambda i: (i, 0)),
+            pl.BlockSpec((8, 8), lambda i: (0, 0)),
+        ],
+        out_specs=pl.BlockSpec((4, 8), lambda i: (i, 0)),
+        out_shape=jax.ShapeDtypeStruct((12, 8), jnp.float32),
+    )
+    assert _count(call, jnp.ones((12, 8)), W) == 3 * ONCE

@@ -1,7 +1,6 @@
 """The programs of a distillation run, as shapes and layouts alone."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from geomjax.data.batches import PromptBatch
 from geomjax.meshes import Placement
 from geomjax.models import hf
-from geomjax.models.chunked_attention import chunked_attention
+from geomjax.models.choose_attention import choose_attention
 from geomjax.models.decoder import Decoder
 from geomjax.models.families import model_config
 from geomjax.models.read import layout
@@ -45,14 +44,15 @@ def make_model(fields: dict, config: ml_collections.ConfigDict, mesh: Mesh) -> D
         fields["num_hidden_layers"] = config.layers
     shape = model_config(fields)
     assert shape.text is shape
+    placement = Placement(mesh)
     return Decoder(
         shape.text,
         config.tokenizer_size,
         jnp.bfloat16,
         jax.lax.Precision.DEFAULT,
-        attention=partial(chunked_attention, chunk=config.attention_chunk),
+        attention=choose_attention(mesh.devices.flat[0].platform, placement),
         remat=config.remat,
-        placement=Placement(mesh),
+        placement=placement,
     )
 
 

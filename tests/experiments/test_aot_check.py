@@ -37,7 +37,6 @@ def _small():
         sequences_per_update=8,
         sequences_per_rollout=8,
         sequences_per_chip=2,
-        attention_chunk=16,
         loss_chunk_tokens=64,
     )
     return config
