@@ -30,6 +30,7 @@ from geomjax.train.step import (
     Sampling,
     Step,
     TrainState,
+    jit_step,
     make_update,
     mini_batch,
     rollout,
@@ -185,6 +186,7 @@ def make_learn(
     mini_batches: int,
     micro_batches: int = 1,
     weigh: Weigh = token_mean,
+    layout: TrainState | None = None,
 ) -> Step:
     """`learn(state, context, drawn, extras)`, jitted: one training step on a rollout.
 
@@ -200,12 +202,13 @@ def make_learn(
       mini_batches: Optimizer updates a rollout.
       micro_batches: Parts in which the gradient of one update is accumulated.
       weigh: Weights of a mini-batch's targets, `token_mean` or `sequence_mean`.
+      layout: Shardings of the state on a mesh, from `geomjax.train.layout`.
 
     Returns:
       The step. Metrics, one value an update: those of `make_update`, those of
       `prepare`, `completion_tokens` and `skipped`.
     """
-    update = make_update(objective, tx, micro_batches=micro_batches)
+    update = make_update(objective, tx, micro_batches=micro_batches, layout=layout)
     last = sampling.max_new_tokens
 
     def learn(state: TrainState, context: Params, drawn: Rollout, extras: Any):
@@ -236,7 +239,7 @@ def make_learn(
         )
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    return jax.jit(learn, donate_argnums=0)
+    return jit_step(learn, layout)
 
 
 def _split(tree: Any, parts: int) -> Any:

@@ -157,7 +157,7 @@ def make_update(
     return update
 
 
-def _jit(step: Callable[..., Any], layout: TrainState | None) -> Step:
+def jit_step(step: Callable[..., Any], layout: TrainState | None) -> Step:
     """Jits a step that donates its state and returns it in its layout."""
     if layout is None:
         return jax.jit(step, donate_argnums=0)
@@ -208,7 +208,7 @@ def make_supervised_step(
         metrics = jax.tree.map(lambda x: x[None], metrics)
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    return _jit(step, layout)
+    return jit_step(step, layout)
 
 
 class Sampling(NamedTuple):
@@ -326,4 +326,4 @@ def make_distill_step(
         )
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    return _jit(step, layout)
+    return jit_step(step, layout)
