@@ -10,9 +10,18 @@ from tiny_decoder import CONFIG, on_device, ragged, random_params, variant
 
 from geomjax.checkpoints.safetensors import SafetensorsSource
 from geomjax.checkpoints.writer import write_safetensors
+from geomjax.data.characters import character_tokenizer
 from geomjax.models import hf
+from geomjax.models.attention import dot_product_attention
 from geomjax.models.decoder import Decoder
-from geomjax.models.load import export, load, make_decoder, new_config_json
+from geomjax.models.load import (
+    COMPANIONS,
+    Loaded,
+    export,
+    load,
+    make_decoder,
+    new_config_json,
+)
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -85,15 +94,19 @@ def test_export_copies_what_training_does_not_change(tmp_path):
     config = json.loads((source / "config.json").read_text())
     config |= {"torch_dtype": "float32", "eos_token_id": 3}
     (source / "config.json").write_text(json.dumps(config))
-    (source / "tokenizer.json").write_text("{}")
+    for name in COMPANIONS:
+        (source / name).write_text(name)
     (source / "optimizer.pt").write_text("not part of a checkpoint")
     model, params = load(source)
     export(tmp_path / "b", params, model, like=source)
-    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == [
+    assert {path.name for path in (tmp_path / "b").iterdir()} == {
         "config.json",
         "model.safetensors",
-        "tokenizer.json",
-    ]
+        *COMPANIONS,
+    }
+    assert {"generation_config.json", "chat_template.jinja"} < set(COMPANIONS)
+    for name in COMPANIONS:
+        assert (tmp_path / "b" / name).read_text() == name
     exported = json.loads((tmp_path / "b" / "config.json").read_text())
     assert exported["eos_token_id"] == 3
     assert exported["dtype"] == "bfloat16"
@@ -197,6 +210,49 @@ def test_padded_rows_enter_no_softmax_and_survive_export(tmp_path):
     for size in (0, 25):
         with pytest.raises(ValueError, match=f"{size} tokens"):
             load(source, vocab_size=size)
+
+
+class TestBesideTheWeights:
+    def test_the_tokenizer_comes_with_its_template(self, tmp_path):
+        made = character_tokenizer("ab", pad="<pad>", eos="<eos>")
+        made.chat_template = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
+        made.save_pretrained(tmp_path)
+        write(tmp_path, CONFIG, make_tensors(CONFIG, BFLOAT16))
+        tokenizer = load(tmp_path).tokenizer
+        messages = [{"role": "user", "content": "ab"}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        assert text == "[ab]"
+        assert tokenizer.encode("ab") == made.encode("ab")
+
+    def test_the_image_processor_comes_too(self, tmp_path):
+        source = write(tmp_path, CONFIG, make_tensors(CONFIG, BFLOAT16))
+        fields = {"patch_size": 4, "merge_size": 3, "min_pixels": 144}
+        text = json.dumps(fields | {"image_processor_type": "Qwen2VLImageProcessor"})
+        (source / "preprocessor_config.json").write_text(text)
+        assert load(source).image_processor.merge_size == 3
+
+    def test_what_is_not_there_is_missed_when_it_is_asked_for(self, tmp_path):
+        loaded = load(write(tmp_path, CONFIG, make_tensors(CONFIG, BFLOAT16)))
+        with pytest.raises(ValueError, match=r"has no tokenizer\.json"):
+            _ = loaded.tokenizer
+        with pytest.raises(ValueError, match="image processor"):
+            _ = loaded.image_processor
+        with pytest.raises(ValueError, match="no files beside it"):
+            _ = Loaded(loaded.model, loaded.params).tokenizer
+
+
+def test_attention_is_injected(tmp_path):
+    source = write(tmp_path, CONFIG, make_tensors(CONFIG, BFLOAT16))
+    calls = []
+
+    def attend(query, key, value, visible, precision):
+        calls.append((visible.segment_ids is not None, precision))
+        return query
+
+    model, params = load(source, attention=attend)
+    model.apply(params, *on_device(ragged(0, 24, [(0, 0)], length=3)))
+    assert calls == [(True, jax.lax.Precision.HIGHEST)] * CONFIG.num_layers
+    assert load(source).model.attention is dot_product_attention
 
 
 def test_precision_goes_with_the_compute_dtype():
