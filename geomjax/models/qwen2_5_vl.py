@@ -61,6 +61,7 @@ def place_images(
     config: Qwen25VLConfig,
     prompts: Sequence[Int[np.ndarray, "_"]],
     images: Sequence[Sequence[ImagePatches]],
+    length: int | None = None,
 ) -> Images:
     """Ties the images of each prompt to its placeholders, on the host.
 
@@ -69,10 +70,12 @@ def place_images(
       prompts: Token ids without padding, placeholders repeated for each token of their
         images (`geomjax.data.placeholders.expand_placeholders`).
       images: The images of each prompt, in order; none is allowed.
+      length: P, at least that of the longest prompt, which is the default. Batches that
+        share a compiled program should be given one.
 
     Returns:
-      NumPy arrays. P is the longest prompt and S the next size of
-      `vision_layout.bucket`, so that few shapes are compiled.
+      NumPy arrays. S is the next size of `vision_layout.bucket`, so that few shapes are
+      compiled.
 
     Raises:
       ValueError: Lists every prompt whose placeholders are not those of its images, or
@@ -84,7 +87,12 @@ def place_images(
         )
     vision = config.vision
     rows, cells = arrange(images, vision.window, vision.patch_values)
-    length = max((len(prompt) for prompt in prompts), default=0)
+    longest = max((len(prompt) for prompt in prompts), default=0)
+    length = longest if length is None else length
+    if length < longest:
+        raise ValueError(
+            f"length is {length}, but the longest prompt has {longest} tokens"
+        )
     features = np.full((len(prompts), length), -1, np.int32)
     positions = np.zeros((len(prompts), length, 3), np.int32)
     deltas = np.zeros(len(prompts), np.int32)
