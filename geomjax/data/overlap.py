@@ -107,16 +107,6 @@ def fingerprint(examples: Sequence[Example]) -> str:
     return digest.hexdigest()
 
 
-def require_same_data(examples: Sequence[Example], expected: str) -> None:
-    """Raises ValueError unless the examples have this fingerprint."""
-    found = fingerprint(examples)
-    if found != expected:
-        raise ValueError(
-            f"data: the fingerprint is {found}, but the run began on data with "
-            f"{expected}; resume with the same files, splits and filters, or begin anew"
-        )
-
-
 def _identity(example: Example) -> str:
     images = [hashlib.blake2b(image).hexdigest() for image in example.images]
     return json.dumps([example.prompt, images])

@@ -41,7 +41,7 @@ def read_prompts(path: str | Path, *, require_answers: bool = False) -> list[Exa
 
     Returns:
         One example per line, in the order of the file, duplicates included
-        (`count_duplicates` counts them).
+        (`geomjax.data.overlap.find_duplicates` finds them).
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -73,11 +73,6 @@ def read_prompts(path: str | Path, *, require_answers: bool = False) -> list[Exa
     if not examples:
         raise ValueError(f"prompts: {path} holds no prompt; expected at least one line")
     return examples
-
-
-def count_duplicates(examples: Sequence[Example]) -> int:
-    """Number of examples whose prompt has already occurred among the earlier ones."""
-    return len(examples) - len({example.prompt for example in examples})
 
 
 def summarize(problems: Sequence[str]) -> str:

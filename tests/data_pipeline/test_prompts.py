@@ -4,7 +4,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from geomjax.data.prompts import Example, Message, count_duplicates, read_prompts
+from geomjax.data.overlap import find_duplicates
+from geomjax.data.prompts import Example, Message, read_prompts
 
 
 def write(path, *lines):
@@ -44,7 +45,7 @@ def test_duplicates_are_kept_and_counted(tmp_path):
     )
     examples = read_prompts(path)
     assert len(examples) == 6
-    assert count_duplicates(examples) == 3
+    assert len(find_duplicates(examples)) == 3
 
 
 def test_missing_file(tmp_path):
