@@ -10,7 +10,7 @@ from experiments.geometry_report import build
 from experiments.geometry_report.read import CURVES_FILE, read_results
 from experiments.geometry_report.settings import Settings
 from geomjax.analysis import RunResult
-from geomjax.analysis.curves import measure_curves, representative
+from geomjax.analysis.curves import measure_curves
 from geomjax.analysis.journal import write_atomically
 from geomjax.analysis.report import ReportFiles
 from geomjax.checkpoints import CheckpointSource
@@ -45,10 +45,10 @@ def finish(
         curves = measure_curves(
             source,
             tuned,
-            representative(result.matching.matched, exclude=result.not_finite),
+            result.matching.matched,
+            {k: v for k, v in result.spectra.items() if k not in result.not_finite},
             delta=settings.delta,
             subtract=settings.subtract,
-            angle_rank=settings.angle_rank,
             seed=0 if settings.null_seeds else None,
         )
         write_atomically(path, json.dumps(curves, allow_nan=False) + "\n")

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from geomjax.analysis.between import Sizes
 from geomjax.analysis.metric import Column, Metric
+from geomjax.analysis.metrics import rank_of_angles
 from geomjax.analysis.needs import Needs, combine
 from geomjax.analysis.operands import Operands
 from geomjax.analysis.programs import Layout, Programs, programs
@@ -21,6 +22,7 @@ from geomjax.analysis.rounds import Block, Plan
 from geomjax.analysis.stacks import Stack, read, read_blocks
 from geomjax.checkpoints import CheckpointSource
 from geomjax.geometry.sparsity import top_count
+from geomjax.geometry.subspace import angles as angles_from
 from geomjax.names import classify
 from geomjax.update import Delta, Subtract, TensorKind, delta_dtype, form
 
@@ -71,16 +73,43 @@ def table_columns(metrics: Sequence[Metric]) -> tuple[Column, ...]:
     return columns
 
 
+class Spectra(NamedTuple):
+    """Curves behind the columns of spectra and angles.
+
+    Attributes:
+        source: singular values of W, descending.
+        delta: those of D.
+        left: principal angles of the left subspaces in degrees, ascending; NaN where a
+            subspace is not unique.
+        right: those of the right subspaces.
+    """
+
+    source: Float[np.ndarray, "p r"]
+    delta: Float[np.ndarray, "p r"]
+    left: Float[np.ndarray, "p k"]
+    right: Float[np.ndarray, "p k"]
+
+    def of(self, place: int) -> dict[str, list[float] | None]:
+        """Those of one tensor, as JSON data; None where a curve is undefined."""
+        curves = {name: part[place] for name, part in self._asdict().items()}
+        return {
+            name: part.tolist() if np.isfinite(part).all() else None
+            for name, part in curves.items()
+        }
+
+
 class Numbers(NamedTuple):
     """The columns of one stack.
 
     Attributes:
         values: one row for each tensor, one column for each of the applicable metrics'.
         finite: whether all of W and W' is finite.
+        spectra: curves, where the metrics have both spectra and principal angles.
     """
 
     values: Float[np.ndarray, "p c"]
     finite: Bool[np.ndarray, " p"]
+    spectra: Spectra | None = None
 
 
 class Loaded(NamedTuple):
@@ -170,7 +199,22 @@ def measure_stack(
             with np.errstate(divide="ignore", invalid="ignore"):
                 columns += _columns(metric, metric.kernel(reductions))
     values = np.stack([np.asarray(c, np.float64) for c in columns], axis=-1)
-    return Numbers(values, reductions.finite)
+    return Numbers(values, reductions.finite, _spectra(reductions, plan, needs))
+
+
+def _spectra(x: Reductions, plan: StackPlan, needs: Needs) -> Spectra | None:
+    angles = [m for m in plan.metrics if m.name == "principal_angles"]
+    if not angles or not needs.delta_values or not needs.sine_ranks:
+        return None
+    (wanted,) = angles[0].settings
+    k = rank_of_angles(x.r, None if wanted is None else int(wanted))
+    defined = x.both_defined(k)[:, None]
+
+    def degrees(side):
+        ascending = angles_from(x.sines(side, k))[:, ::-1]
+        return np.where(defined, np.rad2deg(ascending), np.nan)
+
+    return Spectra(x.source_values, x.delta_values, degrees("left"), degrees("right"))
 
 
 def _ndim(stack: Stack) -> int:

@@ -214,12 +214,8 @@ def principal_angles(angle_rank: int | None) -> Metric:
         for side in ("left", "right")
     )
 
-    def rank(r: int) -> int:
-        wanted = spectrum.default_angle_rank(r) if angle_rank is None else angle_rank
-        return wanted if wanted < r else r // 2
-
     def kernel(x: Reductions) -> Columns:
-        k = rank(x.r)
+        k = rank_of_angles(x.r, angle_rank)
         if k == 0:
             return {name: np.full_like(x.numel, np.nan) for name in names}
         defined = x.both_defined(k)
@@ -232,7 +228,7 @@ def principal_angles(angle_rank: int | None) -> Metric:
         return out
 
     def needs(r: int, rounded: bool) -> Needs:
-        k = rank(r)
+        k = rank_of_angles(r, angle_rank)
         return _angles_of((k,)) if k else Needs()
 
     columns = tuple(Column(c, Pool.MATRIX, of_update=True) for c in names)
@@ -244,6 +240,12 @@ def principal_angles(angle_rank: int | None) -> Metric:
         needs=needs,
         settings=(angle_rank,),
     )
+
+
+def rank_of_angles(r: int, wanted: int | None) -> int:
+    """Dimensions of the subspaces whose principal angles are tabulated."""
+    k = spectrum.default_angle_rank(r) if wanted is None else wanted
+    return k if k < r else r // 2
 
 
 def spectral_shift() -> Metric:

@@ -12,11 +12,13 @@ from jax.sharding import Mesh
 
 from geomjax.analysis import nulls
 from geomjax.analysis.aggregate import Summary, summarize
+from geomjax.analysis.curves import representative
 from geomjax.analysis.journal import Journal, recorded_inputs
 from geomjax.analysis.large import MAX_FACTOR_DIM, is_large, measure_large
 from geomjax.analysis.measure import (
     Loaded,
     Row,
+    Spectra,
     StackPlan,
     load,
     measure_stack,
@@ -53,6 +55,8 @@ class RunResult(NamedTuple):
         matching: what was compared and what was not (matching.json).
         not_finite: names of the tensors that hold NaN or infinity.
         identical: whether no tensor moved at all.
+        spectra: curves of the matrices that `curves.representative` names, as
+            `measure.Spectra.of` gives them, of the `update` and of its Gaussian `null`.
     """
 
     rows: list[Row]
@@ -60,6 +64,7 @@ class RunResult(NamedTuple):
     matching: Matching
     not_finite: tuple[str, ...]
     identical: bool
+    spectra: dict[str, Any]
 
 
 def run(
@@ -146,7 +151,14 @@ def run(
             else:
                 todo.append(stack)
         work = _Work(
-            source, tuned, plan, tuple(null_seeds), mesh, budget, max_factor_dim
+            source,
+            tuned,
+            plan,
+            tuple(null_seeds),
+            mesh,
+            budget,
+            max_factor_dim,
+            frozenset(item.name for item in representative(matching.matched)),
         )
         finished = compute(
             todo,
@@ -175,7 +187,7 @@ def _inputs(
     """What the results depend on, with a few bytes of every tensor's two sides."""
     columns = [column.name for column in table_columns(plan.metrics)]
     return {
-        "format": 2,
+        "format": 3,
         "delta": plan.delta,
         "subtract": plan.subtract,
         "columns": columns,
@@ -215,6 +227,7 @@ class _Work(NamedTuple):
     mesh: Mesh | None
     memory: int
     max_factor_dim: int
+    curves: frozenset[str]
 
     def load(self, stack: Stack) -> Loaded:
         """Reads a stack."""
@@ -241,23 +254,36 @@ class _Work(NamedTuple):
         """Measures a stack and its nulls."""
         # The setting belongs to the thread.
         with jax.enable_x64(True):
-            rows = {"update": self._rows(stack, loaded, self.plan)}
+            found = {"update": self._measured(stack, loaded, self.plan)}
             tensors = loaded.whole
             del loaded
             for seed in self.seeds if stack.layout is not None else ():
                 for kind in nulls.KINDS:
                     drawn = self._draw(stack, tensors, seed, kind)
-                    rows[f"{kind} {seed}"] = self._rows(
-                        *drawn, nulls.null_plan(self.plan, kind)
-                    )
-        return _records(stack, self.plan, self.seeds, rows)
+                    of_null = nulls.null_plan(self.plan, kind)
+                    found[f"{kind} {seed}"] = self._measured(*drawn, of_null)
+        records = _records(stack, self.plan, self.seeds, found)
+        for i, item in enumerate(stack.items):
+            if item.name in self.curves:
+                records[i]["spectra"] = self._spectra(found, i)
+        return records
 
-    def _rows(self, stack: Stack, loaded: Loaded, plan: StackPlan) -> list[Row]:
+    def _measured(self, stack: Stack, loaded: Loaded, plan: StackPlan) -> "_Measured":
         if is_large(stack, self.max_factor_dim):
-            return [measure_large(stack, loaded, plan, mesh=self.mesh)]
+            return _Measured([measure_large(stack, loaded, plan, mesh=self.mesh)], None)
         keep = self.keeps(stack)
         numbers = measure_stack(stack, loaded, plan, mesh=self.mesh, keep=keep)
-        return to_rows(stack, plan, numbers)
+        spectra = None if numbers is None else numbers.spectra
+        return _Measured(to_rows(stack, plan, numbers), spectra)
+
+    def _spectra(self, found: dict[str, "_Measured"], place: int) -> Any:
+        labels = {"update": "update"}
+        if self.seeds:
+            labels["null"] = f"gaussian {self.seeds[0]}"
+        parts = {name: found[label].spectra for name, label in labels.items()}
+        if any(part is None for part in parts.values()):
+            return None
+        return {name: part.of(place) for name, part in parts.items() if part}
 
     def _draw(
         self,
@@ -288,18 +314,25 @@ class _Work(NamedTuple):
         return of_null, Loaded(to_blocks(blocks[0], blocks[1], of_null), whole)
 
 
+class _Measured(NamedTuple):
+    """Rows of a stack, and curves where there are any."""
+
+    rows: list[Row]
+    spectra: Spectra | None
+
+
 def _records(
-    stack: Stack, plan: StackPlan, seeds: Sequence[int], rows: dict[str, list[Row]]
+    stack: Stack, plan: StackPlan, seeds: Sequence[int], found: dict[str, _Measured]
 ) -> list[dict[str, Any]]:
     """Journal records of a stack: a row for each tensor, and its nulls' rows."""
     labels = [f"{kind} {seed}" for seed in seeds for kind in nulls.KINDS]
     null_rows = {
-        label: rows[label] if label in rows else to_rows(stack, plan, None)
+        label: found[label].rows if label in found else to_rows(stack, plan, None)
         for label in labels
     }
     return [
         {"row": row, "nulls": {label: null_rows[label][i] for label in labels}}
-        for i, row in enumerate(rows["update"])
+        for i, row in enumerate(found["update"].rows)
     ]
 
 
@@ -333,4 +366,6 @@ def _finish(
             for kind in nulls.KINDS
         }
     write_tables(workdir, rows, plan.metrics, matching.to_json(), summary)
-    return RunResult(rows, summary, matching, not_finite, identical)
+    spectra = {r["row"]["name"]: r["spectra"] for r in records if "spectra" in r}
+    known = {name: found for name, found in spectra.items() if found is not None}
+    return RunResult(rows, summary, matching, not_finite, identical, known)
