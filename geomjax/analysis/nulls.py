@@ -52,9 +52,10 @@ def draw(
     ]
     norm = np.sqrt(null.energy([d for _, _, d in formed]))
     norm = float(norm) if np.isfinite(norm) else 0.0
+    counts = [min(length, source.size - i * length) for i in range(len(formed))]
     drawn = [
-        null.noise(key, np.int32(i), np.int32(source.size - i * length), length=length)
-        for i in range(len(formed))
+        null.noise(key, np.int32(i), np.int32(count), length=length)
+        for i, count in enumerate(counts)
     ]
     if kind == "rounded":
         starts = [to_bfloat16(w) for w, _, _ in formed]

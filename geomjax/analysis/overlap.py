@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from geomjax.analysis.measure import Row
@@ -15,6 +16,8 @@ from geomjax.names import classify
 from geomjax.update import Delta, Subtract, form
 
 ATOL = 1e-5
+CHUNK = 1 << 20
+"""Entries that are counted at a time."""
 
 
 class MaskCounts(NamedTuple):
@@ -138,8 +141,9 @@ def overlap(
     """
     rows = []
     for name, w, w_a, w_b in _triples(source, a, b):
-        counted = count_masks(w, w_a, w_b, delta=delta, subtract=subtract, atol=atol)
-        *moved, bad = (int(x) for x in jax.device_get(counted))
+        count = partial(count_masks, delta=delta, subtract=subtract, atol=atol)
+        found = [jax.device_get(count(*parts)) for parts in _chunks(w, w_a, w_b)]
+        *moved, bad = np.sum(found, axis=0, dtype=np.int64).tolist()
         counts = MaskCounts(w.size, *moved)
         numbers = counts._asdict() | describe(counts)
         if bad:
@@ -147,6 +151,20 @@ def overlap(
         rows.append({"name": name, **classify(name)._asdict(), **numbers})
         progress(name)
     return rows
+
+
+def _chunks(*tensors: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
+    """Parts of the tensors, small enough to be counted in int32.
+
+    What fills the last one up did not move. Tensors of every shape share a program.
+    """
+    flat = [tensor.reshape(-1) for tensor in tensors]
+    if flat[0].size <= CHUNK:
+        yield tuple(flat)
+        return
+    for start in range(0, flat[0].size, CHUNK):
+        parts = [x[start : start + CHUNK] for x in flat]
+        yield tuple(np.pad(part, (0, CHUNK - part.size)) for part in parts)
 
 
 def summarize_overlap(rows: list[Row]) -> dict[str, Any]:

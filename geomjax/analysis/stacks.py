@@ -173,11 +173,11 @@ def to_blocks(
 ) -> list[Block]:
     """Blocks of both sides, with how many columns each tensor has in them."""
     assert stack.layout is not None
-    columns, lengths = stack.layout.columns, np.zeros(stack.layout.depth, np.int32)
+    columns, lengths = stack.layout.columns, np.zeros(stack.layout.depth, np.int64)
     for i, kind in enumerate(stack.kinds):
         lengths[i] = sides(kind.shape)[1]
     return [
-        Block(w, w_tuned, np.clip(lengths - i * columns, 0, columns))
+        Block(w, w_tuned, np.clip(lengths - i * columns, 0, columns).astype(np.int32))
         for i, (w, w_tuned) in enumerate(zip(before, after, strict=True))
     ]
 

@@ -120,6 +120,8 @@ def _call(name: str, *args: bytes | int | np.ndarray) -> int:
             given.append(ctypes.c_void_p(arg.ctypes.data))
         elif isinstance(arg, bytes):
             given.append(ctypes.c_char_p(arg))
+        elif arg >= 1 << 31:
+            raise ValueError(f"{name}: {arg} is too large for it")
         else:
             given.append(ctypes.byref(ctypes.c_int(arg)))
     _routine(name)(*given, ctypes.byref(info))

@@ -36,6 +36,12 @@ def test_tensors_equal_the_public_script(rows):
         assert ours["numel"] == int(theirs["numel"])
 
 
+def test_chunks_add_up(rows, monkeypatch):
+    monkeypatch.setattr("geomjax.analysis.overlap.CHUNK", 1000)
+    sides = [open_source(str(DATA / name)) for name in ("source", "tuned", "tuned_b")]
+    assert overlap(*sides) == rows
+
+
 def test_pooled_levels_equal_the_public_script(rows):
     (theirs,) = _peer("one_sided_overlap_global.csv")
     ours = summarize_overlap(rows)["global"]
