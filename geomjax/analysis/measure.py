@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -190,10 +191,10 @@ def measure_stack(
     columns: list[Float[np.ndarray, " p"]] = []
     for metric in applicable(plan.metrics, _ndim(stack)):
         if metric.needs is None:
-            parts = [
-                jax.device_get(_whole(w[None], w_tuned[None], metric=metric, plan=plan))
-                for w, w_tuned in loaded.whole
-            ]
+            whole = partial(_whole, metric=metric, plan=plan)
+            with solving_device():
+                found = [whole(w[None], tuned[None]) for w, tuned in loaded.whole]
+            parts = jax.device_get(found)
             columns += list(np.concatenate(parts, axis=-1))
         else:
             with np.errstate(divide="ignore", invalid="ignore"):
@@ -215,6 +216,17 @@ def _spectra(x: Reductions, plan: StackPlan, needs: Needs) -> Spectra | None:
         return np.where(defined, np.rad2deg(ascending), np.nan)
 
     return Spectra(x.source_values, x.delta_values, degrees("left"), degrees("right"))
+
+
+def solving_device() -> AbstractContextManager[Any]:
+    """Where programs run that hold an eigenproblem: not on TPUs, see `geometry.lapack`.
+
+    What is traced over whole tensors, such as a metric of one's own, may hold one; the
+    passes over blocks do not.
+    """
+    if jax.default_backend() != "tpu":
+        return nullcontext()
+    return jax.default_device(jax.local_devices(backend="cpu")[0])
 
 
 def _ndim(stack: Stack) -> int:

@@ -143,7 +143,7 @@ def overlap(
     for name, w, w_a, w_b in _triples(source, a, b):
         count = partial(count_masks, delta=delta, subtract=subtract, atol=atol)
         found = [jax.device_get(count(*parts)) for parts in _chunks(w, w_a, w_b)]
-        *moved, bad = np.sum(found, axis=0, dtype=np.int64).tolist()
+        *moved, bad = (sum(map(int, part)) for part in zip(*found, strict=True))
         counts = MaskCounts(w.size, *moved)
         numbers = counts._asdict() | describe(counts)
         if bad:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from geomjax.analysis.measure import Row
+from geomjax.analysis.measure import Row, solving_device
 from geomjax.checkpoints import CheckpointSource, match
 from geomjax.geometry import factor, spectrum
 from geomjax.geometry.trajectory import right_similarity
@@ -128,7 +128,7 @@ def trajectory(
         finite = [known and bool(np.all(np.isfinite(step))) for step in steps]
         r = min(shape)
         k = min(SIMILARITY_RANK, r)
-        with jax.enable_x64(True):
+        with jax.enable_x64(True), solving_device():
             table = measure_steps(
                 before,
                 steps,

@@ -1,9 +1,11 @@
 """The trajectory of an update against float64 NumPy, and on bad checkpoints."""
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
 
+from geomjax.analysis.measure import solving_device
 from geomjax.analysis.trajectory import NOT_FINITE, SIMILARITY_RANK, average, trajectory
 from geomjax.checkpoints import DictSource
 
@@ -103,3 +105,16 @@ def test_labels_must_fit(sides):
     start, steps = sides
     with pytest.raises(ValueError, match="3 checkpoints and 2 labels"):
         trajectory(DictSource(start), [DictSource(s) for s in steps], LABELS[:2])
+
+
+def test_eigenproblems_are_solved_on_the_host_of_a_tpu(monkeypatch):
+    with jax.default_device(jax.devices()[3]):
+        assert _device_of_a_program() == jax.devices()[3]
+        monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+        assert _device_of_a_program() == jax.devices()[0]
+
+
+def _device_of_a_program():
+    with solving_device():
+        (device,) = jax.jit(lambda x: x + 1)(np.ones(2, np.float32)).devices()
+    return device
