@@ -279,9 +279,24 @@ def _record(
     return {
         "suites": suites,
         "differences": plain(differences),
+        "unparsed_references": unparsed_references(results),
         "rewards": {result.suite.name: result.suite.reward for result in results},
         "config": workdirs.resolved(config),
         "environment": environment(),
+    }
+
+
+def unparsed_references(results: Sequence[report.Result]) -> dict[str, list[int]]:
+    """Lines of the problems whose own answer cannot be read, by suite."""
+    return {
+        result.suite.name: sorted(
+            {
+                result.suite.examples[generation.problem].line
+                for generation in result.generations
+                if generation.judged.judgement.status == "unparsed reference"
+            }
+        )
+        for result in results
     }
 
 
@@ -301,6 +316,9 @@ def _print(results: Sequence[report.Result], differences: dict[str, Interval]) -
         }
         if apart:
             print(f"  judgements to look at: {apart}")
+    for name, where in unparsed_references(results).items():
+        if where:
+            print(f"{name}: left out, as their answers cannot be read: lines {where}")
     for name, found in differences.items():
         print(f"{name:16} compare - checkpoint: {report.shown(found)}")
 

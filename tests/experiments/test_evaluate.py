@@ -1,21 +1,27 @@
 """`experiments.evaluate` on the tiny world: figures, intervals, resuming, bad input."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
+import jax
 import ml_collections
 import numpy as np
 import pytest
+from hf_folders import bpe_tokenizer
 
 from experiments import evaluate
 from experiments.common import workdir as workdirs
+from experiments.common.benchmarks import Size
 from experiments.common.world import TINY_WORLD
 from experiments.evaluation.generations import keep_problems
 from experiments.evaluation.suites import EXACT, REWARDS, read_suites
+from geomjax.checkpoints.writer import write_safetensors
 from geomjax.data.prompts import Example
 from geomjax.evaluation.bootstrap import Bootstrap, interval
 from geomjax.evaluation.estimators import pass_at_k
+from geomjax.models.load import make_decoder, new_config_json, stored_tensors
 
 PROBLEMS, SAMPLES = 192, 8
 
@@ -230,6 +236,62 @@ def test_named_suites_are_read_from_local_files(tmp_path):
     assert first.source == aime
     limited = read_suites(f"aime24={aime},tiny-world", limit=2, reward="a:b")
     assert [(len(s.examples), s.reward) for s in limited] == [(2, "a:b")] * 2
+
+
+def bpe_checkpoint(folder):
+    """A random model whose tokenizer knows every byte and has a chat template."""
+    tokenizer = bpe_tokenizer()
+    size = Size(32, 48, 1, 2, 1, 1, 1, 1, turns=1, calls=1)
+    decoder = dataclasses.replace(size.config(), vocab_size=len(tokenizer))
+    model = make_decoder(decoder, len(tokenizer))
+    params = model.init(jax.random.key(0))
+    write_safetensors(folder, stored_tensors(params, model, np.float32))
+    fields = new_config_json(model, dtype="float32")
+    (folder / "config.json").write_text(json.dumps(fields))
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def test_a_named_suite_goes_through_template_and_mathematics(tmp_path, capsys):
+    """A random model writes bytes, of which nothing may break the report."""
+    pytest.importorskip("math_verify", reason="needs the data extra")
+    model, data = tmp_path / "model", tmp_path / "aime.jsonl"
+    model.mkdir()
+    bpe_checkpoint(model)
+    unreadable = {"problem": "What is this?", "answer": "?!"}
+    rows = [*AIME, unreadable]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    record = evaluated(
+        tmp_path / "run",
+        checkpoint=str(model),
+        suite=f"aime24={data}",
+        samples=2,
+        max_new_tokens=24,
+        top_p=0.95,
+        temperature=0.7,
+        system="Think first.",
+    )
+    seen = capsys.readouterr().out
+    assert "<s>system\nThink first.<e>\n<s>user\nWhat is 0 + 1?" in seen
+    assert seen.count("boxed") == 1  # The first prompt, as the model sees it.
+    found = record["suites"]["aime24"]["checkpoint"]
+    assert sum(found["statuses"].values()) == 8
+    assert found["statuses"]["unparsed reference"] == 2
+    assert found["statuses"].keys() <= {
+        "judged",
+        "unparsed completion",
+        "unparsed reference",
+    }
+    assert found["mean"]["problems"] == 3
+    assert record["unparsed_references"] == {"aime24": [4]}
+    assert "cannot be read: lines [4]" in seen
+    rows = lines(tmp_path / "run" / "checkpoint" / "aime24.jsonl")
+    assert all(1 <= row["tokens"] <= 24 for row in rows)
+    told = [row["status"] for row in rows if row["problem"] < 3]
+    unparsed = [status == "unparsed completion" for status in told]
+    assert found["unparsed"]["mean"] == pytest.approx(np.mean(unparsed))
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert page.count("<details data-labels") == 8
 
 
 @pytest.mark.parametrize(
