@@ -204,7 +204,7 @@ def our_passes(loaded: Loaded, tokens: np.ndarray, new_tokens: int) -> dict[str,
     first, cache = prefill(split)
     token = jnp.argmax(first, axis=-1).astype(jnp.int32)
     return {
-        "forward": lambda: forward(params),
+        "forward": lambda: forward(split),
         "prefill": lambda: prefill(split),
         "decode": lambda: decode(split, token, cache),
     }

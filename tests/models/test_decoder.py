@@ -90,6 +90,24 @@ def test_a_deep_stack_is_scanned_and_equals_the_unrolled_layers():
     np.testing.assert_allclose(got[real], expected[real], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("last", [None, 2])
+@pytest.mark.parametrize("num_layers", [2, UNROLLED_LAYERS + 1])
+def test_split_parameters_give_the_same_states(num_layers, last):
+    config = variant(num_layers=num_layers)
+    model = Decoder(config, config.vocab_size)
+    params = random_params(model, seed=3)
+    inputs = on_device(ragged(4, 24, [(0, 0), (2, 1)], length=7))
+    real = np.asarray(inputs[2] != 0)[:, slice(None if last is None else -last, None)]
+    apply = jax.jit(model.apply, static_argnums=4)
+    expected = np.asarray(apply(params, *inputs, last))
+    split = model.split_layers(params)
+    got = np.asarray(apply(split, *inputs, last))
+    np.testing.assert_allclose(got[real], expected[real], rtol=1e-5, atol=1e-5)
+    fewer = split | {"layers": split["layers"][1:]}
+    with pytest.raises(ValueError, match="parameters do not fit"):
+        model.apply(fewer, *inputs)
+
+
 def test_recomputed_blocks_have_the_same_gradient(params):
     inputs = on_device(ragged(7, 24, [(0, 0), (2, 0)], length=5))
 
@@ -203,11 +221,9 @@ class TestCheck:
         with pytest.raises(ValueError, match=r"\['layers'\]\[1\]"):
             MODEL.prefill(split | {"layers": (first,)}, *self.inputs, 4)
 
-    def test_stacked_and_split_parameters_are_told_apart(self, params):
+    def test_a_cache_takes_split_parameters_alone(self, params):
         with pytest.raises(ValueError, match="do not fit"):
             MODEL.prefill(params, *self.inputs, 4)
-        with pytest.raises(ValueError, match="do not fit"):
-            MODEL.apply(MODEL.split_layers(params), *self.inputs)
 
     def test_a_prompt_that_does_not_fit_the_cache_is_refused(self, params):
         with pytest.raises(ValueError, match="4 tokens do not fit 3 cache slots"):
