@@ -21,6 +21,9 @@ is named, and left out of aggregates.
 
 sets finished runs side by side in one report, from their tables; a single one is drawn
 anew. --estimate says what a run would take, and stops.
+
+On several hosts the same command runs on each, with a --workdir that all of them see;
+see --coordinator.
 """
 
 # ruff: noqa: E402
@@ -42,6 +45,7 @@ from experiments.common import cli, update_flags
 from experiments.common.record import Watch, write_record
 from experiments.geometry_report import build, finish, measure, read
 from experiments.geometry_report.settings import Settings
+from geomjax import hosts
 from geomjax.analysis import RunResult, estimate
 from geomjax.analysis.allocator import reuse_freed_memory
 from geomjax.checkpoints import CheckpointSource, open_source
@@ -88,7 +92,8 @@ def main() -> None:
                 "--compare takes folders of finished runs, and goes without --source, "
                 "--tuned and --estimate"
             )
-        compare(values.compare, _needed("workdir"))
+        folders, workdir = values.compare, _needed("workdir")
+        hosts.on_main(lambda: compare(folders, workdir))
         return
     given = values.flag_values_dict()
     settings = Settings(
@@ -134,8 +139,10 @@ def update_geometry(settings: Settings) -> RunResult:
         tuned = open_source(settings.tuned, base=source)
         result = measure.measure(source, tuned, settings, settings.metrics())
         print_result(result)
-        files = finish.finish(source, tuned, settings, result, watch)
-    print(f"written to {json.dumps(str(files.page))} and beside it")
+        page = hosts.on_main(
+            lambda: str(finish.finish(source, tuned, settings, result, watch).page)
+        )
+    print(f"written to {json.dumps(page)} and beside it")
     return result
 
 
@@ -212,4 +219,4 @@ def _show(value: float | None) -> str:
 
 if __name__ == "__main__":
     update_flags.gather_command_line("compare")
-    cli.main(main, define_flags)
+    cli.main(main, define_flags, shared=True)

@@ -13,7 +13,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import jax
@@ -29,10 +30,11 @@ HEARTBEAT_S = 30
 SHUTDOWN_S = 10
 """How long a process that ends waits for the others to end too."""
 
-START_S = 300
+START_S = 300.0
 """How long processes wait for each other at the start."""
 
 _DAY_MS = 24 * 3600 * 1000
+_alone = False
 _calls = itertools.count()
 _polls = itertools.count()
 
@@ -94,8 +96,19 @@ def initialize(
 
 
 def count() -> int:
-    """Number of processes."""
-    return distributed.global_state.num_processes or 1
+    """Number of processes that work together."""
+    return 1 if _alone else distributed.global_state.num_processes or 1
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Makes process 0 a run of its own, while the others wait for it elsewhere."""
+    global _alone
+    _alone = True
+    try:
+        yield
+    finally:
+        _alone = False
 
 
 def index() -> int:
@@ -175,10 +188,14 @@ def global_batch(local: Any, sharding: NamedSharding) -> Any:
     Returns:
       The tree of global arrays `[B, ...]`, with B the sum of all b.
     """
-    return jax.tree.map(
-        lambda rows: jax.make_array_from_process_local_data(sharding, np.asarray(rows)),
-        local,
-    )
+    # A transfer that is asked for, which JAX's guard takes for one in passing.
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.tree.map(
+            lambda rows: jax.make_array_from_process_local_data(
+                sharding, np.asarray(rows)
+            ),
+            local,
+        )
 
 
 def leave(status: int) -> None:

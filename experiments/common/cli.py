@@ -51,6 +51,7 @@ def main(
     define_flags: Callable[[], None] = lambda: None,
     *,
     cache: bool = True,
+    shared: bool = False,
 ) -> None:
     """Parses flags and runs; an expected error becomes one message and status 1.
 
@@ -61,12 +62,17 @@ def main(
       run: The experiment.
       define_flags: Defines its flags, where importing it does not. ml_collections reads
         `--config` and its fields then, and raises what is wrong with them.
+      shared: Whether several processes divide the work; otherwise process 0 does all of
+        it while the others wait.
       cache: Whether compiled programs may be kept; benchmarks compile anew.
     """
     # Progress bars and messages of libraries stay out of ours.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # JAX notes every backend that it does not find, such as a TPU on a laptop.
-    stdlib_logging.getLogger("jax._src.xla_bridge").setLevel(stdlib_logging.WARNING)
+    # So it does of every connection.
+    for name in ("xla_bridge", "distributed"):
+        logger = stdlib_logging.getLogger(f"jax._src.{name}")
+        logger.setLevel(stdlib_logging.WARNING)
     with _bad_flags_exit():
         if "coordinator" not in flags.FLAGS:
             define_process_flags()
@@ -81,7 +87,7 @@ def main(
             sys.exit(f"error: unexpected arguments: {argv[1:]}")
         before = signal.signal(signal.SIGTERM, _stop)
         try:
-            _run_as_process(run, cache)
+            _run_as_process(run, cache, shared)
         except Preempted as stop:
             print(f"preempted: {stop}", file=sys.stderr)
             sys.exit(PREEMPTED_STATUS)
@@ -98,7 +104,7 @@ def main(
     app.run(guarded, flags_parser=parse)
 
 
-def _run_as_process(run: Callable[[], None], cache: bool) -> None:
+def _run_as_process(run: Callable[[], None], cache: bool, shared: bool) -> None:
     """Runs as one of the processes, and ends with them."""
     values = flags.FLAGS
     compilation_cache.enable(values.compilation_cache if cache else "")
@@ -113,7 +119,11 @@ def _run_as_process(run: Callable[[], None], cache: bool) -> None:
             nothing = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(redirect_stdout(nothing))
         try:
-            run()
+            if shared:
+                run()
+            elif hosts.is_main():
+                with hosts.alone():
+                    run()
         except SystemExit:
             hosts.barrier()
             raise

@@ -4,6 +4,7 @@ import jax
 from tqdm import tqdm
 
 from experiments.geometry_report.settings import Settings
+from geomjax import hosts
 from geomjax.analysis import Metric, Row, RunResult, run
 from geomjax.analysis.stacks import Stack
 from geomjax.checkpoints import CheckpointSource
@@ -17,7 +18,7 @@ def measure(
     *,
     label: str = "measuring",
 ) -> RunResult:
-    """Runs the analysis with a progress bar, on all devices.
+    """Runs the analysis with a progress bar, on all devices of all processes.
 
     Args:
         source: the checkpoint before training.
@@ -29,11 +30,14 @@ def measure(
     Returns:
         The tables, as they are written to the folder.
     """
-    devices = jax.devices()
+    devices = jax.local_devices()
     mesh = jax.make_mesh(
-        (len(devices),), ("stack",), axis_types=(jax.sharding.AxisType.Auto,)
+        (len(devices),),
+        ("stack",),
+        axis_types=(jax.sharding.AxisType.Auto,),
+        devices=devices,
     )
-    with tqdm(unit=" tensors", desc=label) as bar:
+    with tqdm(unit=" tensors", desc=label, disable=not hosts.is_main()) as bar:
 
         def progress(stack: Stack, rows: list[Row]) -> None:
             bar.set_postfix_str(rows[-1]["name"], refresh=False)

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from geomjax import hosts
+
 Record = dict[str, Any]
 
 
@@ -106,6 +108,43 @@ class Journal:
                 f"{', '.join(changed)}); choose another workdir, or remove that file"
             )
         return records
+
+
+FILE = "journal.jsonl"
+
+
+def own_path(workdir: Path) -> Path:
+    """The journal that this process writes: process 0's is the run's."""
+    number = hosts.index() if hosts.count() > 1 else 0
+    return workdir / (f"journal.{number}.jsonl" if number else FILE)
+
+
+def merge(workdir: Path, inputs: Record) -> list[Record]:
+    """Moves the records of all processes into the run's journal.
+
+    Called by process 0 while no other has its journal open. What a killed run of more
+    processes has left is found too.
+
+    Args:
+        workdir: the run's folder.
+        inputs: what the results depend on.
+
+    Returns:
+        All records.
+
+    Raises:
+        ValueError: a journal is of other inputs, is none, or is in use.
+    """
+    with Journal(workdir / FILE, inputs) as journal:
+        records = journal.records
+        for path in sorted(workdir.glob("journal.[0-9]*.jsonl")):
+            with Journal(path, inputs) as other:
+                known = {record["row"]["name"] for record in records}
+                new = [r for r in other.records if r["row"]["name"] not in known]
+            journal.append(new)
+            records += new
+            path.unlink()
+    return records
 
 
 def recorded_inputs(path: str | os.PathLike[str]) -> Record | None:

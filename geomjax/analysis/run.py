@@ -1,7 +1,9 @@
 """Measures checkpoints of any size: streamed, resumable, in bounded memory."""
 
 import hashlib
+import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,10 +12,17 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from geomjax import hosts
 from geomjax.analysis import nulls
 from geomjax.analysis.aggregate import Summary, summarize
 from geomjax.analysis.curves import representative
-from geomjax.analysis.journal import Journal, recorded_inputs
+from geomjax.analysis.journal import (
+    FILE,
+    Journal,
+    merge,
+    own_path,
+    recorded_inputs,
+)
 from geomjax.analysis.large import MAX_FACTOR_DIM, is_large, measure_large
 from geomjax.analysis.measure import (
     Loaded,
@@ -42,6 +51,9 @@ from geomjax.analysis.tables import to_csv as to_csv
 from geomjax.analysis.tables import write_tables
 from geomjax.checkpoints import CheckpointSource, Matching, match
 from geomjax.update import Delta, Subtract, delta_dtype
+
+VISIBLE_S = 30.0
+"""How long what process 0 has written may take to appear on another host."""
 
 Progress = Callable[[Stack, list[Row]], None]
 
@@ -97,7 +109,8 @@ def run(
         subtract: rounding of a stored difference, see `geomjax.update.form`.
         metrics: the table of metrics; the norms are added where they are missing.
         null_seeds: seeds of the null updates; each costs two more measurements.
-        mesh: devices to spread each stack over, without communication; one by default.
+        mesh: devices of this process to spread each stack over, without communication;
+            one by default.
         memory_budget: bytes for the stacks in memory; by default what the journal says
             of the run that is resumed, or else a quarter of what is free. One tensor is
             measured whatever it takes.
@@ -118,13 +131,13 @@ def run(
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     matching = match(source, tuned, common_rows=common_rows)
-    recorded = recorded_inputs(workdir / "journal.jsonl")
+    recorded = hosts.on_main(lambda: recorded_inputs(workdir / FILE))
     if memory_budget is not None:
         budget = memory_budget
     elif recorded is not None and "memory_budget" in recorded:
         budget = recorded["memory_budget"]
     else:
-        budget = available_memory() // 4
+        budget = hosts.on_main(lambda: available_memory() // 4)
     # One stack is measured, and one is read.
     each = budget // 2
     stacks = plan_stacks(
@@ -141,27 +154,29 @@ def run(
     inputs["memory_budget"] = budget if recorded is None else None
     if recorded is not None and "memory_budget" in recorded:
         inputs["memory_budget"] = recorded["memory_budget"]
-    with Journal(workdir / "journal.jsonl", inputs) as journal:
-        done = {record["row"]["name"]: record for record in journal.records}
-        todo = []
-        for stack in stacks:
-            if all(item.name in done for item in stack.items):
-                if progress is not None:
-                    progress(stack, [done[m.name]["row"] for m in stack.items])
-            else:
-                todo.append(stack)
-        work = _Work(
-            source,
-            tuned,
-            plan,
-            tuple(null_seeds),
-            mesh,
-            budget,
-            max_factor_dim,
-            frozenset(item.name for item in representative(matching.matched)),
-        )
+    done = hosts.on_main(
+        lambda: [record["row"]["name"] for record in merge(workdir, inputs)]
+    )
+    known = set(done)
+    todo = [s for s in stacks if not all(item.name in known for item in s.items)]
+    work = _Work(
+        source,
+        tuned,
+        plan,
+        tuple(null_seeds),
+        mesh,
+        budget,
+        max_factor_dim,
+        frozenset(item.name for item in representative(matching.matched)),
+    )
+    with Journal(own_path(workdir), inputs) as journal:
+        if progress is not None and hosts.is_main():
+            rows = {record["row"]["name"]: record["row"] for record in journal.records}
+            for stack in stacks:
+                if stack not in todo:
+                    progress(stack, [rows[item.name] for item in stack.items])
         finished = compute(
-            todo,
+            _share(todo, work.needed),
             work.load,
             work.records,
             work.needed,
@@ -169,11 +184,46 @@ def run(
         )
         for stack, records in finished:
             journal.append(records)
-            done |= {record["row"]["name"]: record for record in records}
             if progress is not None:
                 progress(stack, [record["row"] for record in records])
-    records = [done[item.name] for item in matching.matched]
-    return _finish(workdir, matching, plan, records, null_seeds)
+    hosts.barrier()
+    if hosts.is_main():
+        merge(workdir, inputs)
+    hosts.barrier()
+    found = _read(workdir, [item.name for item in matching.matched])
+    return _finish(workdir, matching, plan, found, null_seeds)
+
+
+def _share(stacks: list[Stack], cost: Callable[[Stack], int]) -> list[Stack]:
+    """This process's part of the stacks, of about the same cost as every other's."""
+    if hosts.count() == 1:
+        return stacks
+    loads = [0] * hosts.count()
+    mine = set()
+    costs = [cost(stack) for stack in stacks]
+    for i in sorted(range(len(stacks)), key=lambda i: (-costs[i], i)):
+        process = loads.index(min(loads))
+        loads[process] += costs[i]
+        if process == hosts.index():
+            mine.add(i)
+    return [stack for i, stack in enumerate(stacks) if i in mine]
+
+
+def _read(workdir: Path, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The records of all tensors, as process 0 has merged them."""
+    end = time.monotonic() + VISIBLE_S
+    while True:
+        lines = (workdir / FILE).read_bytes().splitlines()
+        try:
+            records = [json.loads(line) for line in lines[1:]]
+        except ValueError:  # A file on another host, seen half.
+            records = []
+        found = {record["row"]["name"]: record for record in records}
+        if found.keys() >= set(names):
+            return [found[name] for name in names]
+        if time.monotonic() > end:
+            raise OSError(f"{workdir / FILE} lacks records that process 0 has written")
+        time.sleep(0.5)
 
 
 def _inputs(
@@ -365,7 +415,8 @@ def _finish(
             )
             for kind in nulls.KINDS
         }
-    write_tables(workdir, rows, plan.metrics, matching.to_json(), summary)
+    if hosts.is_main():
+        write_tables(workdir, rows, plan.metrics, matching.to_json(), summary)
     spectra = {r["row"]["name"]: r["spectra"] for r in records if "spectra" in r}
     known = {name: found for name, found in spectra.items() if found is not None}
     return RunResult(rows, summary, matching, not_finite, identical, known)

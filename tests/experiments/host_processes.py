@@ -1,0 +1,77 @@
+"""Several processes on this machine as one run, of 4 CPU devices each."""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import ablation_process
+
+
+class Ended(NamedTuple):
+    """How one process ended."""
+
+    status: int
+    output: str
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+def start(command: Sequence[str], count: int) -> list[subprocess.Popen]:
+    """Starts `python COMMAND` as so many processes; one stands for itself."""
+    coordinator = f"localhost:{free_port()}"
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "PYTHONPATH": str(ablation_process.ROOT),
+    }
+    processes = []
+    for i in range(count):
+        own = [
+            f"--coordinator={coordinator}",
+            f"--num_processes={count}",
+            f"--process_id={i}",
+        ]
+        output = tempfile.TemporaryFile("w+")
+        process = subprocess.Popen(
+            [sys.executable, *command, *(own if count > 1 else [])],
+            cwd=ablation_process.ROOT,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        process.log = output
+        processes.append(process)
+    return processes
+
+
+def end(processes: list[subprocess.Popen], timeout_s: float = 300) -> list[Ended]:
+    """Waits for all of them, and kills what is left."""
+    try:
+        for process in processes:
+            process.wait(timeout=timeout_s)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    ended = []
+    for process in processes:
+        with process.log as log:
+            log.seek(0)
+            ended.append(Ended(process.returncode, log.read()))
+    return ended
+
+
+def run(command: Sequence[str], count: int) -> list[Ended]:
+    """Runs them to their ends, which must be good."""
+    ended = end(start(command, count))
+    assert [process.status for process in ended] == [0] * count, ended
+    return ended
