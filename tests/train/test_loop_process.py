@@ -87,6 +87,7 @@ KILLED = textwrap.dedent(
 
     import jax, jax.numpy as jnp, optax
 
+    from geomjax.train.errors import Preempted
     from geomjax.train.loop import Schedule, run
     from geomjax.train.step import init_state
 
@@ -110,15 +111,20 @@ KILLED = textwrap.dedent(
         return {"mean": float(params["weight"].mean())}
 
     print("started", flush=True)
-    final = run(Path(sys.argv[1]), state, advance, evaluate, Schedule(60, 7, 3))
+    try:
+        schedule = Schedule(int(sys.argv[2]), 7, 3)
+        final = run(Path(sys.argv[1]), state, advance, evaluate, schedule)
+    except Preempted as stop:
+        print(stop)
+        sys.exit(75)
     print(jax.tree.map(lambda leaf: jax.device_get(leaf).tobytes().hex(), final))
     """
 )
 
 
-def _start_killable(directory):
+def _start_killable(directory, num_steps):
     process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(directory)],
+        [sys.executable, "-c", KILLED, str(directory), str(num_steps)],
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"XLA_FLAGS": ""},
@@ -127,8 +133,8 @@ def _start_killable(directory):
     return process
 
 
-def _finish_killable(directory):
-    output, _ = _start_killable(directory).communicate(timeout=300)
+def _finish_killable(directory, num_steps):
+    output, _ = _start_killable(directory, num_steps).communicate(timeout=300)
     return output
 
 
@@ -136,26 +142,64 @@ def _last_step(directory):
     return max((row["step"] for row in read_rows(directory)), default=-1)
 
 
-def test_a_process_killed_at_random_moments_ends_with_the_same_bits(tmp_path):
+def _unfinished(directory):
+    """What Orbax writes under a temporary name."""
+    return set((directory / "checkpoints" / "states").glob("*orbax-checkpoint-tmp*"))
+
+
+def _kill(directory, num_steps, generator, number, target, in_save):
+    """Starts the run and sends a signal at some moment; whether it ended by it."""
+    before = _unfinished(directory)  # Left by an earlier kill, and no sign of a save.
+    process = _start_killable(directory, num_steps)
+    while process.poll() is None:
+        before &= _unfinished(directory)
+        saving = bool(_unfinished(directory) - before)
+        if _last_step(directory) >= target and (saving or not in_save):
+            break
+        time.sleep(0.001)
+    if not in_save:
+        time.sleep(generator.uniform(0.0, 0.03))
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=300)
+    if number == signal.SIGKILL:
+        return process.returncode == -signal.SIGKILL
+    # Before the loop begins, the signal does what it always does.
+    saved = process.returncode == 75 and "is saved at step" in output
+    return saved or process.returncode == -signal.SIGTERM
+
+
+def _survives(tmp_path, kills, num_steps):
+    """Kills a run so often, and compares its end with that of one left alone."""
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed of the kills: {seed}")  # noqa: T201, shown when the test fails
     generator = random.Random(seed)
-    expected = _finish_killable(tmp_path / "whole")
+    expected = _finish_killable(tmp_path / "whole", num_steps)
     assert expected.startswith("TrainState(")
     directory = tmp_path / "killed"
-    steps = [-1]
-    for _ in range(5):
-        target = steps[-1] + generator.randint(0, 10)
-        process = _start_killable(directory)
-        while _last_step(directory) < target and process.poll() is None:
-            time.sleep(0.001)
-        time.sleep(generator.uniform(0.0, 0.03))
-        process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-        steps.append(_last_step(directory))
-    print(f"steps on disk at each kill: {steps[1:]}")  # noqa: T201
-    assert _finish_killable(directory) == expected
+    landed, last = [], -1
+    for i in range(kills):
+        number = signal.SIGKILL if i % 3 else signal.SIGTERM
+        in_save = i % 4 == 3
+        target = last + generator.randint(0, num_steps // kills // 2)
+        if _kill(directory, num_steps, generator, number, target, in_save):
+            landed.append((number.name, in_save))
+        last = _last_step(directory)
+    print(f"landed: {landed}, at step {last}")  # noqa: T201
+    assert _finish_killable(directory, num_steps) == expected
     metrics = (directory / FILE).read_bytes()
     assert metrics == (tmp_path / "whole" / FILE).read_bytes()
-    assert metrics.count(b"\n") == 60 + 10
+    assert metrics.count(b"\n") == num_steps + -(-num_steps // 7) + 1
+    return landed
+
+
+def test_a_process_killed_at_random_moments_ends_with_the_same_bits(tmp_path):
+    landed = _survives(tmp_path, kills=5, num_steps=60)
+    assert len(landed) == 5
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_change_no_bit(tmp_path):
+    landed = _survives(tmp_path, kills=20, num_steps=240)
+    assert len(landed) >= 18
+    assert sum(name == "SIGTERM" for name, _ in landed) >= 5
+    assert sum(in_save for _, in_save in landed) >= 4
