@@ -43,7 +43,7 @@ class Law(NamedTuple):
 
 
 LAWS = {"long tail": Law(96, 0.7, 448), "often cut": Law(192, 0.7, 256)}
-"""Ours: few run to the limit in the first; in the second, a third does."""
+"""Ours: hardly any runs to the limit in the first; in the second, a quarter does."""
 
 
 @dataclasses.dataclass(frozen=True)
