@@ -1,5 +1,6 @@
 """Qwen2.5-VL without PyTorch: golden values, the cache, padding, names and errors."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -14,6 +15,7 @@ from tiny_vl import (
     prompts_and_images,
     ragged_batch,
     random_params,
+    variant,
 )
 
 from geomjax.checkpoints.sources import DictSource
@@ -22,7 +24,7 @@ from geomjax.meshes import ONE_DEVICE, Placement, mesh_from_string
 from geomjax.models import hf
 from geomjax.models.families import model_config
 from geomjax.models.fields import read_config
-from geomjax.models.load import export, load
+from geomjax.models.load import export, load, make_model
 from geomjax.models.mrope import batch_positions
 from geomjax.models.qwen2_5_vl import place_images
 from geomjax.models.read import read_params
@@ -238,9 +240,9 @@ def test_every_parameter_has_a_role_of_as_many_axes():
         assert len(roles[path].logical_axes) == len(shape), path
 
 
-def stored(params, *, in_memory):
+def stored(params, *, in_memory, config=CONFIG):
     """The tensors of a checkpoint, with either set of names."""
-    tensors = dict(hf.to_hf(params, CONFIG))
+    tensors = dict(hf.to_hf(params, config))
     if not in_memory:
         return tensors
 
@@ -255,14 +257,17 @@ def stored(params, *, in_memory):
 @pytest.mark.parametrize("in_memory", [False, True])
 @pytest.mark.parametrize("mesh", [None, "fsdp=2,tensor=2,data=2"])
 def test_reading_inverts_writing_bit_for_bit(in_memory, mesh):
+    # Two heads of keys, so that they can be split over two devices.
+    config = variant(text=dataclasses.replace(CONFIG.text, num_kv_heads=2))
+    shapes = make_model(config).shapes
     params = jax.tree.map(
-        lambda x: x.astype(jnp.bfloat16), random_params(MODEL, seed=4)
+        lambda x: x.astype(jnp.bfloat16), random_params(make_model(config), seed=4)
     )
-    source = DictSource(stored(params, in_memory=in_memory))
+    source = DictSource(stored(params, in_memory=in_memory, config=config))
     placement = Placement(mesh_from_string(mesh)) if mesh else ONE_DEVICE
-    back = read_params(source, CONFIG, MODEL.shapes, ml_dtypes.bfloat16, placement)
+    back = read_params(source, config, shapes, ml_dtypes.bfloat16, placement)
     jax.tree.map(np.testing.assert_array_equal, back, params)
-    again = hf.from_hf(stored(back, in_memory=False), CONFIG)
+    again = hf.from_hf(stored(back, in_memory=False, config=config), config)
     jax.tree.map(np.testing.assert_array_equal, again, params)
     down = back["visual"]["blocks"]["mlp"]["down_proj"]["weight"]
     assert len(down.sharding.device_set) == (8 if mesh else 1)
