@@ -72,6 +72,11 @@ class TrainCheckpoints:
             another one is not restored.
           keep: Checkpoints kept; 2 or more leave one to fall back on.
         """
+        if hosts.count() != jax.process_count():
+            raise ValueError(
+                f"this training is of one process, but {jax.process_count()} were "
+                "started; start it as one, without --num_processes"
+            )
         self.directory = directory.absolute()
         self.skipped: list[int] = []
         self._damaged: list[int] = []
