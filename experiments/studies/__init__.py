@@ -1,0 +1,1 @@
+"""What the experiments on training regimes share: runs, claims, geometry, reports."""

@@ -1,0 +1,63 @@
+"""The start of a study: settings checked, world loaded, inputs recorded."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_collections
+
+from experiments.common import workdir as workdirs
+from experiments.common.prompts import open_judge, write_unusable
+from experiments.common.world import load_world, locate
+from experiments.studies.settings import base_folder, check_settings
+from experiments.studies.study import Study
+from geomjax.models.load import load
+from geomjax.typing import Params
+
+
+class Begun(NamedTuple):
+    """A study and where its runs may start.
+
+    Attributes:
+      study: Trains runs.
+      origins: Parameters of `anchor` and `base`.
+    """
+
+    study: Study
+    origins: dict[str, Params]
+
+
+@contextmanager
+def begin(config: ml_collections.ConfigDict, workdir: Path) -> Iterator[Begun]:
+    """Checks and loads everything before any work is done.
+
+    Raises:
+      ValueError: A setting is out of range, the world does not fit together, the base
+        is another model than the anchor, or the workdir was begun with other inputs.
+    """
+    check_settings(config)
+    with open_judge(config) as judge:
+        world = load_world(config, judge)
+        student, teacher, _ = locate(config)
+        base_dir = base_folder(config)
+        workdir.mkdir(parents=True, exist_ok=True)
+        workdirs.claim_inputs(
+            workdir,
+            {"student": student, "teacher": teacher, "base": base_dir},
+            {"prompts": world.prompts.fingerprint},
+        )
+        write_unusable(workdir, world.prompts)
+        model = world.student.model
+        base = load(base_dir, vocab_size=model.vocab_size, dtype=model.dtype)
+        if base.model.config != model.config:
+            raise ValueError(
+                f"the base {base_dir} and the anchor {world.student_dir} are models of "
+                "different configurations; SFT starts from the base of the anchor"
+            )
+        for note in world.prompts.notes:
+            print(note)
+        origins = {"anchor": world.student.params, "base": base.params}
+        yield Begun(Study(config, world, workdir, judge), origins)
+        for note in judge.notes():
+            print(note)

@@ -1,0 +1,133 @@
+"""Geometry of a study's runs, seed by seed, through the analysis of checkpoints."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.common.arm_geometry import CONVERT, METRICS, mean_of
+from experiments.common.outcome import Outcome, late
+from experiments.studies.study import Study
+from geomjax.analysis import DEFAULT, measure, summarize
+from geomjax.analysis.trajectory import average, trajectory
+from geomjax.checkpoints import DictSource, SafetensorsSource
+from geomjax.models import hf
+from geomjax.typing import Params
+from geomjax.update import Delta
+
+STUDY_METRICS = (
+    *METRICS,
+    *(m for m in DEFAULT if m.name in ("principal_angles", "spectral_shift")),
+)
+
+Summary = dict[str, Any]
+
+
+class Measured(NamedTuple):
+    """An arm: its runs and what they did to the weights.
+
+    Attributes:
+      runs: One a seed.
+      summaries: By `stored` and `master`, the summary of each seed's final update.
+      trajectories: For each seed, the means of `geomjax.analysis.trajectory` over the
+        attention matrices (P2's set), a dict a snapshot.
+      progress: The snapshots' places in the run, in (0, 1].
+    """
+
+    runs: list[Outcome]
+    summaries: dict[Delta, list[Summary]]
+    trajectories: list[list[dict[str, Any]]]
+    progress: tuple[float, ...]
+
+    def value(self, column: str, kind: Delta = "stored") -> list[float | None]:
+        """A pooled column of the whole model, one a seed."""
+        return [s["global"].get(column) for s in self.summaries[kind]]
+
+    def median(self, column: str, kind: Delta = "stored") -> list[float | None]:
+        """A column's median over matrices, one a seed."""
+        return [s["global"]["median"].get(column) for s in self.summaries[kind]]
+
+    def mean(self, column: str, kind: Delta = "stored") -> list[float | None]:
+        """A column's mean over matrices, one a seed."""
+        return [s["global"]["mean"].get(column) for s in self.summaries[kind]]
+
+    def path(self, column: str) -> np.ndarray:
+        """A trajectory, `[S, T]`, NaN where it is undefined."""
+        return np.array(
+            [[row[column] for row in rows] for rows in self.trajectories], np.float64
+        )
+
+    def accuracy(self) -> np.ndarray:
+        """Test accuracy along training, `[S, T]`."""
+        return np.stack([run.curve("test_accuracy") for run in self.runs])
+
+    def gain(self) -> list[float]:
+        """Late test accuracy less that at the start, one a seed."""
+        curves = self.accuracy()
+        return (late(curves) - curves[:, 0]).tolist()
+
+    def record(self) -> dict[str, Any]:
+        """Its entry in results.json."""
+        accuracy = self.accuracy()
+        return {
+            "learning_rate": self.runs[0].learning_rate,
+            "seeds": [
+                {
+                    "seed": run.seed,
+                    "accuracy_start": float(curve[0]),
+                    "accuracy_late": float(late(curve)),
+                    "reverse_kl_final": float(run.curve("validation_reverse_kl")[-1]),
+                }
+                for run, curve in zip(self.runs, accuracy, strict=True)
+            ],
+            "geometry": {
+                kind: mean_of([s["global"] for s in summaries])
+                for kind, summaries in self.summaries.items()
+            },
+            "progress": list(self.progress),
+            "trajectories": self.trajectories,
+        }
+
+
+def measure_runs(study: Study, origin: Params, runs: list[Outcome]) -> Measured:
+    """Measures the updates from the origin to each snapshot and end of some runs.
+
+    `stored` and `master` as in `measure_arm`; trajectories are of the stored update,
+    subtracted in float32 as P2 does.
+
+    Args:
+      study: Where the runs were made.
+      origin: Parameters that the update counts from.
+      runs: One a seed.
+    """
+    config = study.world.student.model.config
+    source = {
+        kind: DictSource(dict(hf.to_hf(origin, config, convert)))
+        for kind, convert in CONVERT.items()
+    }
+    summaries: dict[Delta, list[Summary]] = {"stored": [], "master": []}
+    paths = []
+    for run in runs:
+        params = run.params(config)
+        for kind, convert in CONVERT.items():
+            tuned = DictSource(dict(hf.to_hf(params, config, convert)))
+            rows = measure(source[kind], tuned, delta=kind, metrics=STUDY_METRICS)
+            summaries[kind].append(summarize(rows, STUDY_METRICS))
+        steps = kept_steps(study, run)
+        paths.append(_path(source["master"], study, run, steps))
+    progress = tuple(step / study.config.num_steps for step in steps)
+    return Measured(runs, summaries, paths, progress)
+
+
+def kept_steps(study: Study, run: Outcome) -> list[int]:
+    """Steps of which a run keeps its parameters."""
+    return [step for step in study.snapshots if study.snapshot(run, step).exists()]
+
+
+def _path(
+    source: DictSource, study: Study, run: Outcome, steps: Sequence[int]
+) -> list[dict[str, Any]]:
+    checkpoints = [SafetensorsSource(study.snapshot(run, step)) for step in steps]
+    labels = [str(step) for step in steps]
+    rows = trajectory(source, checkpoints, labels, subtract="float32")
+    return average(rows)["attention"]

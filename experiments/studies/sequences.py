@@ -1,0 +1,132 @@
+"""What a step of each kind of run learns from, as a function of seed and step."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+
+from experiments.common.world import World
+from geomjax.data.answers import decode_completions
+from geomjax.data.batches import make_batches
+from geomjax.data.encode import EncodedPrompts
+from geomjax.data.supervised import pad_responses
+from geomjax.rewards.contract import SILENT
+from geomjax.rewards.judge import Judge
+from geomjax.rewards.tokens import pad_answers, token_match
+from geomjax.rollout.sample import Rollout
+from geomjax.train.learn import make_draw
+from geomjax.typing import Params, PRNGKey
+
+
+class Drawn(NamedTuple):
+    """Sequences of one step and the reward of each."""
+
+    rollout: Rollout
+    rewards: jax.Array
+
+
+class Sequences:
+    """Draws sequences from student, teacher and data set, all of one shape."""
+
+    def __init__(self, config: ml_collections.ConfigDict, world: World, judge: Judge):
+        self._config, self._world, self._judge = config, world, judge
+        self._student = make_draw(world.student.model, world.sampling)
+        # Models of one configuration share the program.
+        same = world.teacher.model == world.student.model
+        self._teacher = (
+            self._student if same else make_draw(world.teacher.model, world.sampling)
+        )
+        start = world.prompt_length
+        self._match = jax.jit(lambda x, answers: token_match(x[:, start:], answers))
+        stop = world.sampling.stop_tokens[0]
+        self._answers = [
+            np.array([*_encode(world, example.answer or ""), stop], np.int32)
+            for example in world.train.examples
+        ]
+        self._padded = pad_answers(
+            self._answers, world.sampling.max_new_tokens, world.sampling.pad_token
+        )
+
+    def compilations(self) -> dict[str, int]:
+        """How often the draws were compiled."""
+        draws = {"student": self._student, "teacher": self._teacher}
+        sizes = {name: compiled(draw) for name, draw in draws.items()}
+        return {name: size for name, size in sizes.items() if size}
+
+    def make(self, kind: str, seed: int) -> Callable[[Params, int, PRNGKey], Drawn]:
+        """`(student_params, step, key)` to the sequences of a step."""
+        if kind == "responses":
+            return partial(self._responses, self._batches(self._rows, seed))
+        foreign = kind in ("foreign", "teacher_samples")
+        batch_at = self._batches(self._config.prompts_per_step, seed)
+
+        def drawn(params: Params, step: int, key: PRNGKey) -> Drawn:
+            batch = batch_at(step)
+            prompts = jax.device_put(batch)
+            if foreign:
+                rollout = self._teacher(self._world.teacher.params, prompts, key)
+            else:
+                rollout = self._student(params, prompts, key)
+            return Drawn(rollout, self._rewards(rollout, np.asarray(batch.index)))
+
+        return drawn
+
+    def _rewards(self, rollout: Rollout, index: np.ndarray) -> jax.Array:
+        """Rewards of a rollout, of tokens on the device or of texts on the host."""
+        rows = np.repeat(index, self._world.sampling.samples_per_prompt)
+        if self._config.reward.name == "exact":
+            return self._match(rollout.tokens, jax.device_put(self._padded[rows]))
+        completions = jax.device_get(rollout.tokens)[:, self._world.prompt_length :]
+        stops = self._world.sampling.stop_tokens
+        texts = decode_completions(completions, self._world.tokenizer, stops)
+        examples = [self._world.train.examples[i] for i in rows]
+        judged = self._judge(examples, [text.text for text in texts])
+        scores = [
+            judgement.score if text.stopped and judgement.status not in SILENT else 0.0
+            for text, judgement in zip(texts, judged, strict=True)
+        ]
+        return jax.device_put(np.array(scores, np.float32))
+
+    @property
+    def _rows(self) -> int:
+        return self._config.prompts_per_step * self._config.samples_per_prompt
+
+    def _batches(self, size: int, seed: int) -> Callable:
+        train: EncodedPrompts = self._world.train
+        return make_batches(
+            train.token_ids,
+            batch_size=size,
+            seed=seed,
+            pad_id=self._world.sampling.pad_token,
+            length=self._world.prompt_length,
+        )
+
+    def _responses(
+        self, batch_at: Callable, params: Params, step: int, key: PRNGKey
+    ) -> Drawn:
+        """Right answers of as many prompts as a rollout has rows."""
+        del params, key
+        index = batch_at(step).index
+        padded = pad_responses(
+            [self._world.train.token_ids[i] for i in index],
+            [self._answers[i] for i in index],
+            prompt_length=self._world.prompt_length,
+            response_length=self._world.sampling.max_new_tokens,
+            pad_id=self._world.sampling.pad_token,
+        )
+        log_probs = np.zeros(padded.tokens.shape, np.float32)
+        rewards = np.ones(len(index), np.float32)
+        *arrays, rewards = jax.device_put((*padded, log_probs, rewards))
+        return Drawn(Rollout(*arrays), rewards)
+
+
+def compiled(function: Callable) -> int:
+    """How many programs a jitted function has compiled."""
+    return function._cache_size()  # type: ignore[attr-defined]
+
+
+def _encode(world: World, text: str) -> list[int]:
+    return world.tokenizer.encode(text, add_special_tokens=False)

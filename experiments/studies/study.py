@@ -1,0 +1,254 @@
+"""Runs of a study in one world, sharing compiled programs between them."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from experiments.common.evaluation import make_evaluate
+from experiments.common.outcome import Outcome, finish, read_outcome
+from experiments.common.world import World
+from experiments.studies.forms import is_form, make_form
+from experiments.studies.rate import with_rate
+from experiments.studies.run import IMITATED, KINDS, Run
+from experiments.studies.sequences import Drawn, Sequences, compiled
+from geomjax.checkpoints import SafetensorsSource, write_safetensors
+from geomjax.models import hf
+from geomjax.objectives.base import Objective
+from geomjax.objectives.sft import cross_entropy
+from geomjax.objectives.surrogate import Clip, policy_gradient
+from geomjax.optim.build import OptimizerSpec, build
+from geomjax.rewards.judge import Judge
+from geomjax.rollout.sample import Rollout
+from geomjax.train.learn import (
+    Controls,
+    PolicyExtras,
+    Prepare,
+    imitate,
+    make_learn,
+    policy_signal,
+)
+from geomjax.train.loop import Schedule
+from geomjax.train.loop import run as run_loop
+from geomjax.train.step import Step, TrainState, init_state
+from geomjax.typing import Params, PRNGKey
+
+
+class Start(NamedTuple):
+    """Where a run starts.
+
+    Attributes:
+      params: Parameters, float32.
+      basis: As in `project_updates`, None for all directions.
+    """
+
+    params: Params
+    basis: Any = None
+
+
+class _Source(NamedTuple):
+    """Draws, keys of draws and of chosen tokens, and controls, on the device."""
+
+    draw: Callable[[Params, int, PRNGKey], Drawn]
+    keys: tuple[PRNGKey, ...]
+    controls: Controls
+
+
+class Study:
+    """Trains runs, and keeps their snapshots."""
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        world: World,
+        workdir: Path,
+        judge: Judge,
+    ):
+        self.config, self.world, self.workdir = config, world, workdir
+        self.roles = hf.roles(world.student.model.config)
+        self.snapshots = snapshot_steps(config)
+        self._evaluate = make_evaluate(config, world, judge)
+        self._sequences = Sequences(config, world, judge)
+        self._programs: dict[tuple[str, bool], Step] = {}
+        self._sources: dict[Run, _Source] = {}
+
+    def train(
+        self,
+        run: Run,
+        start: Start,
+        on_step: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+    ) -> Outcome:
+        """Runs, resumes or reads back one run.
+
+        Raises:
+          NonFiniteError: It diverged.
+          ValueError: An unknown kind, or controls out of range.
+        """
+        directory = self.workdir / run.folder
+        outcome = read_outcome(directory, run.learning_rate, run.seed)
+        if outcome is None:
+            self._train(directory, run, start, on_step)
+            outcome = read_outcome(directory, run.learning_rate, run.seed)
+            assert outcome is not None
+        return outcome
+
+    def snapshot(self, outcome: Outcome, step: int) -> Path:
+        """Folder of the float32 parameters that a run had after so many steps."""
+        return outcome.directory / "snapshots" / f"step_{step:06d}"
+
+    def snapshot_params(self, outcome: Outcome, step: int) -> Params:
+        """Those parameters."""
+        source = SafetensorsSource(self.snapshot(outcome, step))
+        config = self.world.student.model.config
+        return hf.from_hf({name: source.read(name) for name in source.keys()}, config)
+
+    def compilations(self) -> dict[str, int]:
+        """How often each program was compiled, by name.
+
+        Raises:
+          RuntimeError: One was compiled twice: two arms differ in what they should not.
+        """
+        counts = {f"draw {n}": c for n, c in self._sequences.compilations().items()}
+        for (kind, free), program in self._programs.items():
+            name = f"learn {kind}" + ("" if free else ", constrained")
+            counts[name] = compiled(program)
+        twice = {name: count for name, count in counts.items() if count > 1}
+        if twice:
+            raise RuntimeError(f"programs that were compiled more than once: {twice}")
+        return counts
+
+    def _train(
+        self,
+        directory: Path,
+        run: Run,
+        start: Start,
+        on_step: Callable[[int, dict[str, float]], None],
+    ) -> None:
+        run.controls.check()
+        started = time.monotonic()
+        tx = with_rate(
+            run.learning_rate, build(self._spec(), self.roles, basis=start.basis)
+        )
+        learn = self._program(run, tx, free=start.basis is None)
+        context = self.world.teacher.params if _needs_teacher(run.kind) else {}
+
+        def advance(state: TrainState, index: int):
+            step = index + run.first_step
+            if step in self.snapshots and step > run.first_step:
+                self._save(directory, step, state.params)
+            sequences, extras = self.draw(run, state.params, step)
+            return learn(state, context, sequences, extras)
+
+        schedule = Schedule(
+            self.config.num_steps - run.first_step,
+            self.config.evaluate_every,
+            self.config.save_every,
+        )
+        state = init_state(start.params, tx)
+        state = run_loop(directory, state, advance, self._evaluate, schedule, on_step)
+        params = jax.device_get(state.params)
+        self._save(directory, self.config.num_steps, params)
+        finish(
+            directory,
+            params,
+            self.world.student.model.config,
+            trained=1.0,
+            mask_threshold=None,
+            seconds=time.monotonic() - started,
+            input_wait_s=0.0,  # Drawing is part of the step.
+        )
+
+    def _save(self, directory: Path, step: int, params: Params) -> None:
+        folder = directory / "snapshots" / f"step_{step:06d}"
+        config = self.world.student.model.config
+        write_safetensors(folder, hf.to_hf(jax.device_get(params), config))
+
+    def _program(self, run: Run, tx: Any, *, free: bool) -> Step:
+        imitates = run.kind in IMITATED
+        key = ("imitate" if imitates else run.kind, free)
+        if key not in self._programs:
+            objective, prepare = self.loss(run.kind)
+            self._programs[key] = make_learn(
+                objective,
+                tx,
+                prepare,
+                self.world.sampling,
+                mini_batches=self.config.mini_batches,
+                micro_batches=self.config.micro_batches,
+            )
+        return self._programs[key]
+
+    def loss(self, kind: str) -> tuple[Objective, Prepare]:
+        """The objective of a kind of run, and what prepares its rollouts.
+
+        Raises:
+          ValueError: An unknown kind.
+        """
+        student, sampling = self.world.student.model, self.world.sampling
+        if is_form(kind):
+            teacher = self.world.teacher.model
+            return make_form(kind, student, teacher, sampling.temperature), imitate
+        if kind not in KINDS:
+            raise ValueError(f"kind {kind!r}; known: {', '.join(KINDS)}")
+        if kind in IMITATED:
+            return cross_entropy(student), imitate
+        judge = self.world.teacher.model if _needs_teacher(kind) else None
+        # P2 clips the ratio to the teacher's draws at 1.0 instead.
+        clip = Clip(1.0, 1.0) if kind == "foreign" else Clip(*self.config.ratio_clip)
+        return (
+            policy_gradient(student, temperature=sampling.temperature, clip=clip),
+            policy_signal(student, judge, sampling, on_policy=kind != "foreign"),
+        )
+
+    def draw(self, run: Run, params: Params, step: int) -> tuple[Rollout, Any]:
+        """The sequences of a step of a run, and what `prepare` takes beside them."""
+        source = self._source(run)
+        index = jax.device_put(np.uint32(step))
+        draw_key, token_key = (jax.random.fold_in(k, index) for k in source.keys)
+        rollout, rewards = source.draw(params, step, draw_key)
+        if run.kind in IMITATED:
+            return rollout, ()
+        return rollout, PolicyExtras(rewards, source.controls, token_key)
+
+    def _source(self, run: Run) -> "_Source":
+        """What a run draws from, made once: in a step nothing may move unasked."""
+        if run not in self._sources:
+            self._sources[run] = _Source(
+                self._sequences.make(run.kind, run.seed),
+                tuple(jax.random.split(jax.random.key(run.seed))),
+                jax.tree.map(jnp.asarray, run.controls),
+            )
+        return self._sources[run]
+
+    def _spec(self) -> OptimizerSpec:
+        optimizer = self.config.optimizer
+        return OptimizerSpec(
+            name=optimizer.transform,
+            learning_rate=1.0,  # `with_rate` scales it.
+            clip_norm=optimizer.clip_norm or None,
+            kwargs=optimizer.options.to_dict(),
+        )
+
+
+def _needs_teacher(kind: str) -> bool:
+    return kind in ("distill", "foreign") or is_form(kind)
+
+
+def snapshot_steps(config: ml_collections.ConfigDict) -> tuple[int, ...]:
+    """Steps at which parameters are kept, from `snapshot_shares` of the run.
+
+    The last step is always one.
+
+    Raises:
+      ValueError: A share outside (0, 1].
+    """
+    shares: Sequence[float] = tuple(config.snapshot_shares)
+    if any(not 0 < share <= 1 for share in shares):
+        raise ValueError(f"snapshot_shares are {shares}; expected above 0, at most 1")
+    steps = {max(1, round(share * config.num_steps)) for share in shares}
+    return tuple(sorted(steps | {config.num_steps}))

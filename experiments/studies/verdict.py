@@ -1,0 +1,87 @@
+"""A claim of a paper, with a statistic and a threshold that were fixed beforehand."""
+
+import math
+from typing import Any, Literal, NamedTuple
+
+from geomjax.analysis.report import Claim, Estimate
+
+Side = Literal["above", "below"]
+
+
+class Verdict(NamedTuple):
+    """One claim and what the seeds say of it.
+
+    It holds if the 95 % Student interval of the statistic's mean over seeds lies on
+    the side of the threshold that the claim says; it does not hold otherwise, an
+    interval that contains the threshold included. One seed has no interval, and decides
+    nothing.
+
+    Attributes:
+      claim: The paper's sentence, in our words.
+      source: Where the paper says it.
+      statistic: What was computed of each seed, with its unit.
+      side: On which side of the threshold the claim puts it.
+      threshold: The number.
+      samples: The statistic of each seed; None where it is undefined.
+    """
+
+    claim: str
+    source: str
+    statistic: str
+    side: Side
+    threshold: float
+    samples: tuple[float | None, ...]
+
+    @property
+    def estimate(self) -> Estimate:
+        """Mean and interval over the seeds."""
+        known = [s for s in self.samples if s is not None and math.isfinite(s)]
+        return Estimate.from_samples(known)
+
+    @property
+    def holds(self) -> bool | None:
+        """The verdict; None where a seed is undefined or there is but one."""
+        mean, half = self.estimate
+        undefined = any(s is None or not math.isfinite(s) for s in self.samples)
+        if half is None or undefined:
+            return None
+        if self.side == "above":
+            return mean - half > self.threshold
+        return mean + half < self.threshold
+
+    def shown(self) -> Claim:
+        """As reports show it."""
+        mean, half = self.estimate
+        interval = "no interval with one seed" if half is None else f"± {half:.3g}"
+        listed = ", ".join(
+            "undefined" if s is None or not math.isfinite(s) else f"{s:.3g}"
+            for s in self.samples
+        )
+        evidence = (
+            f"{self.statistic}: {mean:.3g} ({interval}; seeds: {listed}); threshold: "
+            f"the interval {self.side} {self.threshold:g}"
+        )
+        return Claim(f"{self.claim} ({self.source})", self.holds, evidence)
+
+    def record(self) -> dict[str, Any]:
+        """Its entry in results.json."""
+        mean, half = self.estimate
+        return {
+            **self._asdict(),
+            "samples": [
+                s if s is not None and math.isfinite(s) else None for s in self.samples
+            ],
+            "mean": mean if math.isfinite(mean) else None,
+            "half_width": half,
+            "holds": self.holds,
+        }
+
+
+def differences(
+    first: list[float | None], second: list[float | None]
+) -> tuple[float | None, ...]:
+    """`first - second`, seed by seed; None where either is undefined."""
+    return tuple(
+        None if a is None or b is None else a - b
+        for a, b in zip(first, second, strict=True)
+    )

@@ -1,0 +1,261 @@
+"""Does an update stay in its early directions, and does training suffice with them?
+
+Follows the update of OPD, SFT and RLVR along training (stable rank, norm, Hill
+exponent, similarity to the end, with its chance level; P2, arXiv 2606.07082, Figures 4
+and 5), and trains each on from an early snapshot three ways: freely, inside the first
+right singular directions of its own update until then (P2, Figures 6 and 8), and inside
+random directions, of which P2 has no run. RLVR under the constraint is ours too.
+
+    python -m experiments.subspace_locking --workdir=runs/locking
+
+P2 does not say what becomes of the optimizer's state at the restart: here all three
+start with a fresh one, the free run included, so that they differ in the constraint
+alone. What the constraint does to matrices, vectors and moments is written down in
+`geomjax.optim.project_updates`. An interrupted run continues when it is started again.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from tqdm import tqdm
+
+from experiments.common.outcome import Outcome, late
+from experiments.studies.begin import begin
+from experiments.studies.launch import launch
+from experiments.studies.measured import Measured, measure_runs
+from experiments.studies.report import trajectory_plot, write_results
+from experiments.studies.run import Run
+from experiments.studies.study import Start, Study
+from experiments.studies.verdict import Side, Verdict, differences
+from geomjax.analysis import plots
+from geomjax.analysis.report import Column, Estimate, Table
+from geomjax.optim import leading_right_basis, random_basis, save_basis
+from geomjax.train.learn import Controls
+from geomjax.typing import Params
+
+FREE, OWN, RANDOM = "free", "own", "random"
+CONSTRAINTS = (FREE, OWN, RANDOM)
+TOLERANCE_POINTS = 0.02
+"""Accuracy that a constrained run may lose and still count as kept."""
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Runs all regimes with and without constraint, and writes results and report."""
+    with begin(config, workdir) as (study, origins):
+        return _run(config, study, origins)
+
+
+def _run(
+    config: ml_collections.ConfigDict, study: Study, origins: dict[str, Params]
+) -> dict[str, Any]:
+    at = basis_step(config, study)
+    outcomes: dict[str, list[Outcome]] = {}
+    outside: dict[str, list[float]] = {}
+    starts: dict[str, str] = {}
+    total = len(config.arms) * len(config.seeds) * (1 + len(CONSTRAINTS))
+    with tqdm(total=total, unit="run") as bar:
+        for name, arm in config.arms.items():
+            for seed in config.seeds:
+                bar.set_description(f"{name} seed {seed}")
+                controls = Controls(alpha=0.0 if arm.kind == "reward" else 1.0)
+                spec = Run(name, arm.kind, arm.learning_rate, seed, controls=controls)
+                origin = origins[arm.start]
+                plain = study.train(spec, Start(origin))
+                outcomes.setdefault(name, []).append(plain)
+                starts[name] = arm.start
+                bar.update()
+                early = study.snapshot_params(plain, at)
+                for how in CONSTRAINTS:
+                    basis = make_basis(study, how, origin, early, seed)
+                    branch = spec._replace(arm=f"{name}_{how}", first_step=at)
+                    end = study.train(branch, Start(early, basis))
+                    outcomes.setdefault(branch.arm, []).append(end)
+                    starts[branch.arm] = arm.start
+                    if basis is not None:
+                        save_basis(end.directory / "basis", basis)
+                        share = largest_outside(study, early, end, basis)
+                        outside.setdefault(branch.arm, []).append(share)
+                    bar.update()
+    arms = {
+        name: measure_runs(study, origins[starts[name]], runs)
+        for name, runs in outcomes.items()
+    }
+    plain_arms = {name: arms[name] for name in config.arms}
+    styles = plots.assign_styles(list(arms))
+    return write_results(
+        study,
+        arms,
+        claims(plain_arms, arms, at / config.num_steps),
+        "Subspace locking",
+        "Does an update stay in the directions that it takes early on, and is training "
+        "inside them enough? After arXiv 2606.07082, with a random subspace and with "
+        "RLVR as controls of ours.",
+        {
+            "Trajectories": [trajectory_plot(plain_arms, styles)],
+            f"Training inside {config.rank} directions": [
+                constraint_table(config, arms, outside)
+            ],
+        },
+        {"outside_subspace": outside, "basis_step": at},
+    )
+
+
+def basis_step(config: ml_collections.ConfigDict, study: Study) -> int:
+    """The snapshot whose update the basis is made of.
+
+    Raises:
+      ValueError: It is none of the snapshots kept, or the last.
+    """
+    at = max(1, round(config.basis_share * config.num_steps))
+    if at not in study.snapshots[:-1]:
+        raise ValueError(
+            f"basis_share {config.basis_share} is step {at} of {config.num_steps}; it "
+            f"must be one of the snapshots before the end, {study.snapshots[:-1]}"
+        )
+    return at
+
+
+def make_basis(study: Study, how: str, origin: Params, early: Params, seed: int) -> Any:
+    """The directions that a run is held to; None for a free one."""
+    rank = study.config.rank
+    if how == FREE:
+        return None
+    if how == RANDOM:
+        return random_basis(jax.random.key(seed), early, rank, study.roles)
+    delta = jax.tree.map(
+        lambda new, old: np.asarray(new, np.float64) - np.asarray(old, np.float64),
+        early,
+        origin,
+    )
+    return leading_right_basis(delta, rank, study.roles)
+
+
+def largest_outside(study: Study, start: Params, end: Outcome, basis: Any) -> float:
+    """Largest `||D (I - V V^T)||_F / ||W||_F` of a matrix with a basis, in float64."""
+    params = end.params(study.world.student.model.config)
+    shares = []
+
+    def of_leaf(v: Any, before: Any, after: Any) -> None:
+        if v is None:
+            return
+        v, before = np.asarray(v, np.float64), np.asarray(before, np.float64)
+        d = np.asarray(after, np.float64) - before
+        rest = d - d @ v @ np.swapaxes(v, -1, -2)
+        axes = (-2, -1)
+        shares.append(
+            (np.linalg.norm(rest, axis=axes) / np.linalg.norm(before, axis=axes)).max()
+        )
+
+    jax.tree.map(of_leaf, basis, start, params, is_leaf=lambda v: v is None)
+    return float(max(shares))
+
+
+def constraint_table(
+    config: ml_collections.ConfigDict,
+    arms: dict[str, Measured],
+    outside: dict[str, list[float]],
+) -> Table:
+    """Late accuracy of each regime under each constraint."""
+    columns = [
+        Column("regime", align="left"),
+        *(Column(f"late accuracy, {how}", spec=".1%") for how in CONSTRAINTS),
+        *(Column(f"outside, {how}", spec=".1e") for how in (OWN, RANDOM)),
+    ]
+    rows = [
+        [
+            name,
+            *(
+                Estimate.from_samples(late_accuracy(arms[f"{name}_{how}"]))
+                for how in CONSTRAINTS
+            ),
+            *(max(outside[f"{name}_{how}"]) for how in (OWN, RANDOM)),
+        ]
+        for name in config.arms
+    ]
+    return Table(
+        columns,
+        rows,
+        f"Restarts at {config.basis_share:.0%} of the run: free, inside the first "
+        f"{config.rank} right singular directions of the regime's own update until "
+        "then, or inside as many random ones. Outside: the largest share of a matrix's "
+        "norm by which its update left the subspace, which is the rounding of float32 "
+        "weights.",
+    )
+
+
+def late_accuracy(arm: Measured) -> list[float]:
+    """Late test accuracy, one a seed."""
+    return late(arm.accuracy()).tolist()
+
+
+def claims(
+    plain: dict[str, Measured], arms: dict[str, Measured], share: float
+) -> list[Verdict]:
+    """P2's claims on the trajectory and the constraint, and those of the controls."""
+    found: list[Verdict] = []
+
+    def test(
+        claim: str, source: str, statistic: str, side: Side, bound: float, samples: Any
+    ) -> None:
+        found.append(Verdict(claim, source, statistic, side, bound, tuple(samples)))
+
+    if {"opd", "sft"} <= plain.keys():
+        opd, sft = plain["opd"], plain["sft"]
+        at = int(np.argmin(np.abs(np.array(opd.progress) - share)))
+        similarity = "subspace_similarity_16"
+        test(
+            "OPD finds its final directions earlier than SFT",
+            "P2, Figure 5",
+            f"similarity to the end at {share:.0%} of the run, OPD less SFT",
+            "above",
+            0.0,
+            opd.path(similarity)[:, at] - sft.path(similarity)[:, at],
+        )
+        test(
+            "OPD's update ends with a lower stable rank than SFT's",
+            "P2, Figure 4",
+            "mean stable rank over attention matrices at the end, OPD less SFT",
+            "below",
+            0.0,
+            opd.path("stable_rank")[:, -1] - sft.path("stable_rank")[:, -1],
+        )
+    for name in plain:
+        own, random, free = (
+            late_accuracy(arms[f"{name}_{how}"]) for how in (OWN, RANDOM, FREE)
+        )
+        label = name.upper()
+        lost = differences(list(free), list(own))
+        if name == "sft":
+            test(
+                "SFT loses accuracy inside its early directions",
+                "P2, Figure 6",
+                "late accuracy, free less constrained",
+                "above",
+                0.0,
+                lost,
+            )
+        else:
+            test(
+                f"{label} keeps its accuracy inside its early directions",
+                "P2, Figure 6" if name == "opd" else "ours; P2 has no such run",
+                f"late accuracy, free less constrained; {TOLERANCE_POINTS:.0%} may go",
+                "below",
+                TOLERANCE_POINTS,
+                lost,
+            )
+        test(
+            f"{label} does better inside its early directions than inside random ones",
+            "ours; P2 has no such run",
+            "late accuracy, own less random directions",
+            "above",
+            0.0,
+            differences(list(own), list(random)),
+        )
+    return found
+
+
+if __name__ == "__main__":
+    launch("subspace_locking", run)

@@ -1,0 +1,153 @@
+"""The parts that studies share, and their configurations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import (
+    loss_forms,
+    objective_controls,
+    subspace_locking,
+    training_regimes,
+)
+from experiments.studies.rate import with_rate
+from experiments.studies.settings import check_settings
+from experiments.studies.study import snapshot_steps
+from experiments.studies.verdict import Verdict, differences
+from geomjax.optim import OptimizerSpec, build
+
+STUDIES = {
+    "training_regimes": training_regimes,
+    "subspace_locking": subspace_locking,
+    "objective_controls": objective_controls,
+    "loss_forms": loss_forms,
+}
+
+
+def verdict(side, threshold, *samples):
+    return Verdict("A above B", "P2, Table 1", "share", side, threshold, samples)
+
+
+@pytest.mark.parametrize(
+    ("side", "threshold", "samples", "holds"),
+    [
+        # Mean 2, deviation 1, half width 4.303 / sqrt(3) = 2.484.
+        ("above", -0.5, (1.0, 2.0, 3.0), True),
+        ("above", -0.4, (1.0, 2.0, 3.0), False),
+        ("below", 4.5, (1.0, 2.0, 3.0), True),
+        ("below", 4.4, (1.0, 2.0, 3.0), False),
+        ("above", 0.0, (5.0,), None),
+        ("above", 0.0, (5.0, None, 5.0), None),
+        ("above", 0.0, (5.0, float("nan"), 5.0), None),
+    ],
+)
+def test_a_claim_holds_if_its_whole_interval_does(side, threshold, samples, holds):
+    claim = verdict(side, threshold, *samples)
+    assert claim.holds is holds
+    assert claim.shown().holds is holds
+    record = claim.record()
+    assert record["holds"] is holds
+    assert record["threshold"] == threshold
+    assert len(record["samples"]) == len(samples)
+    assert all(s is None or s == s for s in record["samples"])
+
+
+def test_the_evidence_says_what_was_measured_and_the_threshold():
+    shown = verdict("above", 0.25, 1.0, 2.0, 3.0).shown()
+    assert shown.claim == "A above B (P2, Table 1)"
+    assert "share: 2 (± 2.48; seeds: 1, 2, 3)" in shown.evidence
+    assert shown.evidence.endswith("threshold: the interval above 0.25")
+
+
+def test_differences_are_by_seed():
+    assert differences([3.0, None, 1.0], [1.0, 2.0, 5.0]) == (2.0, None, -4.0)
+
+
+def test_a_rate_in_the_state_is_the_rate_of_the_optimizer():
+    """AdamW at 1 times 0.01 is AdamW at 0.01, weight decay included."""
+    params = {"w": jnp.linspace(-1, 1, 8).reshape(2, 4)}
+    gradient = {"w": jnp.linspace(3, -2, 8).reshape(2, 4)}
+
+    def after(tx):
+        state = tx.init(params)
+        for _ in range(3):
+            with jax.numpy_dtype_promotion("standard"):
+                updates, state = tx.update(gradient, state, params)
+        return updates["w"]
+
+    whole = optax.adamw(0.01, weight_decay=0.1)
+    scaled = with_rate(0.01, optax.adamw(1.0, weight_decay=0.1))
+    np.testing.assert_allclose(after(scaled), after(whole), rtol=1e-5)
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("inf"), float("nan")])
+def test_rates_that_are_none_are_refused(rate):
+    with pytest.raises(ValueError, match="expected a number above 0"):
+        with_rate(rate, optax.sgd(1.0))
+
+
+def test_snapshots_are_at_shares_of_the_run_and_at_its_end():
+    config = training_regimes.get_config("tiny")
+    assert snapshot_steps(config) == (10, 20, 40, 80, 120, 160, 200)
+    config.num_steps = 3
+    assert snapshot_steps(config) == (1, 2, 3)
+    config.snapshot_shares = (0.5, 1.5)
+    with pytest.raises(ValueError, match="expected above 0, at most 1"):
+        snapshot_steps(config)
+
+
+@pytest.mark.parametrize("variant", ["tiny", "smoke", "paper"])
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_variant_builds(name, variant):
+    config = STUDIES[name].get_config(variant)
+    check_settings(config)
+    optimizer = config.optimizer
+    build(
+        OptimizerSpec(
+            name=optimizer.transform,
+            learning_rate=1.0,
+            clip_norm=optimizer.clip_norm,
+            kwargs=optimizer.options.to_dict(),
+        ),
+        {},
+    )
+    assert all(0 < arm.learning_rate < 1 for arm in config.arms.values())
+    if variant == "tiny":
+        assert len(config.seeds) >= 3
+    if name == "subspace_locking":
+        assert round(config.basis_share * config.num_steps) in snapshot_steps(config)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_unknown_variants_are_refused(name):
+    with pytest.raises(ValueError, match="known: tiny, smoke, paper"):
+        STUDIES[name].get_config("large")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("samples_per_prompt", 1, "GRPO compares the completions"),
+        ("mini_batches", 3, "cannot be split into 3"),
+        ("num_steps", 0, "num_steps is 0"),
+        ("seeds", (1, 1), "each once"),
+        ("ratio_clip", (2.0, 0.2), "expected low from 0 to 1"),
+        ("snapshot_shares", (0.0,), "snapshot_shares"),
+        ("accuracy", False, "claims need answers"),
+        ("temperature", 0.0, "temperature is 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(field, value, message):
+    config = training_regimes.get_config("smoke")
+    config[field] = value
+    with pytest.raises(ValueError, match=message):
+        check_settings(config)
+
+
+def test_an_unknown_kind_of_run_is_refused():
+    config = training_regimes.get_config("smoke")
+    config.arms.opd.kind = "distil"
+    with pytest.raises(ValueError, match="arm opd: kind 'distil'; known: distill"):
+        check_settings(config)

@@ -1,0 +1,130 @@
+"""Constrained runs at their smallest, from start to report."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from configs.subspace_locking import get_config
+from experiments import subspace_locking
+from experiments.common.outcome import read_outcome
+from experiments.studies.begin import begin
+from geomjax.models import hf
+from geomjax.optim import load_basis
+
+pytestmark = pytest.mark.slow
+REGIMES = ("opd", "rlvr")
+CONSTRAINED = [f"{name}_{how}" for name in REGIMES for how in ("own", "random")]
+
+
+def small():
+    config = get_config("smoke")
+    del config.arms["sft"]
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("locking") / "run"
+    return workdir, subspace_locking.run(small(), workdir)
+
+
+@pytest.fixture(scope="module")
+def study(finished):
+    config = small()
+    with begin(config, finished[0]) as begun:
+        yield begun.study
+
+
+def weights(study, folder):
+    tensors = load_file(folder / "model.safetensors")
+    return hf.from_hf(tensors, study.world.student.model.config)
+
+
+@pytest.mark.parametrize("arm", CONSTRAINED)
+def test_a_constrained_run_never_leaves_its_subspace(finished, study, arm):
+    """At its snapshots and its end, to 1e-6 of the weights, in float64."""
+    workdir, record = finished
+    assert max(record["outside_subspace"][arm]) < 1e-6
+    params = study.world.student.params
+    for seed in (0, 1):
+        folder = workdir / "arms" / arm / f"seed_{seed}"
+        plain = workdir / "arms" / arm.split("_")[0] / f"seed_{seed}"
+        start = weights(study, plain / "snapshots" / "step_000002")
+        basis = load_basis(folder / "basis", params, study.roles)
+        for name in ("step_000004", "step_000006"):
+            after = weights(study, folder / "snapshots" / name)
+
+            def leak(v, a, b):
+                if v is None:
+                    return None
+                v, a, b = (np.asarray(x, np.float64) for x in (v, a, b))
+                d = b - a
+                rest = d - d @ v @ np.swapaxes(v, -1, -2)
+                axes = (-2, -1)
+                assert v.shape[-1] == 16
+                assert (np.linalg.norm(d, axis=axes) > 0).all()
+                ratio = np.linalg.norm(rest, axis=axes) / np.linalg.norm(a, axis=axes)
+                return ratio.max()
+
+            leaks = jax.tree.map(leak, basis, start, after, is_leaf=lambda v: v is None)
+            assert 0 < max(jax.tree.leaves(leaks)) < 1e-6
+
+
+def test_a_free_run_would_leave_it(finished, study):
+    """The check above can fail: the free restart is far outside."""
+    workdir, _ = finished
+    start = weights(study, workdir / "arms/opd/seed_0/snapshots/step_000002")
+    basis = load_basis(
+        workdir / "arms/opd_own/seed_0/basis", study.world.student.params, study.roles
+    )
+    folder = workdir / "arms" / "opd_free" / "seed_0"
+    end = read_outcome(folder, small().arms.opd.learning_rate, 0)
+    assert end is not None
+    assert subspace_locking.largest_outside(study, start, end, basis) > 1e-5
+
+
+def test_nothing_is_compiled_twice(finished):
+    counts = finished[1]["compilations"]
+    assert set(counts.values()) == {1}
+    assert {"learn distill, constrained", "learn reward, constrained"} <= set(counts)
+
+
+def test_the_record_and_the_report(finished):
+    workdir, record = finished
+    assert set(record["arms"]) == {
+        *REGIMES,
+        *(f"{name}_{how}" for name in REGIMES for how in ("free", "own", "random")),
+    }
+    assert record["basis_step"] == 2
+    assert len(record["claims"]) == 4
+    assert record["arms"]["opd"]["trajectories"][0][0][
+        "subspace_similarity_16_chance"
+    ] == pytest.approx(np.mean([16 / n for n in (128, 128, 128, 128)]))
+    text = (workdir / "report.md").read_text()
+    assert "ours; P2 has no such run" in text
+    assert "Training inside 16 directions" in text
+
+
+def test_ranks_above_a_matrix_are_refused(finished, tmp_path):
+    config = small()
+    config.rank = 65  # k_proj and v_proj are [64, 128].
+    with pytest.raises(ValueError, match=r"k_proj.weight: a matrix \[64, 128\] has"):
+        subspace_locking.run(config, copied(finished[0], tmp_path))
+
+
+def copied(workdir, tmp_path):
+    """The plain runs, so that nothing is trained before the basis is made."""
+    target = tmp_path / "run"
+    for name in REGIMES:
+        shutil.copytree(workdir / "arms" / name, target / "arms" / name)
+    return target
+
+
+def test_a_basis_step_that_is_no_snapshot_is_refused(tmp_path):
+    config = small()
+    config.basis_share = 0.5
+    with pytest.raises(ValueError, match="must be one of the snapshots before the end"):
+        subspace_locking.run(config, tmp_path / "run")
