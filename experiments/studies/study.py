@@ -136,6 +136,7 @@ class Study:
         )
         learn = self._program(run, tx, free=start.basis is None)
         context = self.world.teacher.params if _needs_teacher(run.kind) else {}
+        self._source(run)  # Before the loop, which lets nothing move unasked.
 
         def advance(state: TrainState, index: int):
             step = index + run.first_step
