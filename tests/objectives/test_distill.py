@@ -149,7 +149,11 @@ class TestFullVocabulary:
         assert loss([0, 1, 2]) == loss([0, 1, 3]) == loss([4, 1, 3])
         assert loss([0, 1, 2]) != loss([0, 3, 2])
 
-    @pytest.mark.parametrize("divergence", [forward_kl, reverse_kl, jsd(0.3)], ids=repr)
+    @pytest.mark.parametrize(
+        "divergence",
+        [forward_kl, reverse_kl, jsd(0.3)],
+        ids=["forward_kl", "reverse_kl", "jsd"],
+    )
     def test_gradient_against_finite_differences(self, divergence):
         with jax.enable_x64(True):
             model = TableModel(6, np.float64)
