@@ -3,8 +3,8 @@
     python -m experiments.describe --config=configs/p2.py:opd
 
 Variants: `sft`, `opd` (default) and `rlvr`. Descriptions for `experiments.describe`:
-they name P2's models and sizes, which this machine cannot hold. P2's batches count
-sequences: OPD and RLVR sample 8 for a prompt.
+they name P2's models and sizes, of which nothing was run. P2's batches count sequences:
+OPD and RLVR sample 8 for a prompt.
 """
 
 import ml_collections
