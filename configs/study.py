@@ -64,17 +64,18 @@ def paper(config: ml_collections.ConfigDict) -> None:
 
     The SFT anchor is not public: `training_regimes` would make it first, from the base.
     Prompts: DAPO-Math-17k, as JSON lines. P2 does not give the longest response (ours:
-    8,192 tokens) or the seeds; it gives one batch of 64 rollout prompts, and 8 samples.
+    8,192 tokens) or the seeds. Its OPD batch of 64 is read as sequences, 8 prompts of 8
+    samples, as in configs/p2.py.
     """
     config.base = "Qwen/Qwen3-8B-Base"
     config.student = "qwen3-8b-sft-anchor"
     config.teacher = "Qwen/Qwen3-32B"
     config.prompts = "dapo-math-17k.jsonl"
     config.num_steps = 299
-    config.prompts_per_step = 64
+    config.prompts_per_step = 8
     config.samples_per_prompt = 8
     config.mini_batches = 1
-    config.micro_batches = 64
+    config.micro_batches = 8
     config.max_prompt_tokens = 1024
     config.max_new_tokens = 8192
     config.evaluate_every = 64
