@@ -11,53 +11,7 @@ P1 = arXiv 2606.13657, P2 = arXiv 2606.07082; "ours" marks what they do not give
 
 import ml_collections
 
-# Fields of the published config.json files, from huggingface.co.
-_QWEN3 = {
-    "architectures": ["Qwen3ForCausalLM"],
-    "model_type": "qwen3",
-    "vocab_size": 151936,
-    "head_dim": 128,
-    "num_key_value_heads": 8,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1000000.0,
-    "max_position_embeddings": 40960,
-    "hidden_act": "silu",
-    "attention_bias": False,
-}
-
-
-def _qwen3(hidden: int, ffn: int, layers: int, heads: int, tied: bool) -> dict:
-    return _QWEN3 | {
-        "hidden_size": hidden,
-        "intermediate_size": ffn,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "tie_word_embeddings": tied,
-    }
-
-
-MODELS = {
-    "Qwen/Qwen3-1.7B": _qwen3(2048, 6144, 28, 16, True),
-    "Qwen/Qwen3-4B": _qwen3(2560, 9728, 36, 32, True),
-    "Qwen/Qwen3-8B": _qwen3(4096, 12288, 36, 32, False),
-    "Qwen/Qwen3-32B": _qwen3(5120, 25600, 64, 64, False),
-    "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": {
-        "architectures": ["Qwen2ForCausalLM"],
-        "model_type": "qwen2",
-        "vocab_size": 151936,
-        "hidden_size": 1536,
-        "intermediate_size": 8960,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 2,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 10000.0,
-        "max_position_embeddings": 131072,
-        "tie_word_embeddings": False,
-        "hidden_act": "silu",
-        "use_sliding_window": False,
-    },
-}
+from experiments.recipe.published import PUBLISHED
 
 
 def get_config(variant: str = "ds_qwen_1_5b") -> ml_collections.ConfigDict:
@@ -74,8 +28,8 @@ def get_config(variant: str = "ds_qwen_1_5b") -> ml_collections.ConfigDict:
     student, teacher, prompt, response, tokens = variants[variant]
     config = ml_collections.ConfigDict(
         {
-            "student": MODELS[student] | {"name": student},
-            "teacher": MODELS[teacher] | {"name": teacher},
+            "student": PUBLISHED[student] | {"name": student},
+            "teacher": PUBLISHED[teacher] | {"name": teacher},
             "tokenizer_size": tokens,
             "max_prompt_tokens": prompt,
             "max_new_tokens": response,

@@ -26,12 +26,15 @@ from experiments.aot.programs import PROGRAMS, make_programs
 from experiments.common import cli
 from geomjax.meshes import mesh_from_string
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", "configs/aot_check.py", "What to compile."
-)
-_TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "Generation and shape.")
-_PROGRAMS = flags.DEFINE_list("programs", list(PROGRAMS), "Which of them.")
-_JSON = flags.DEFINE_string("json", "", "File to add one line of results to.")
+
+def define_flags() -> None:
+    """Defines the flags; not at import: experiments can be imported together."""
+    config_flags.DEFINE_config_file(
+        "config", "configs/aot_check.py", "What to compile."
+    )
+    flags.DEFINE_string("topology", "v5e:4x4", "Generation and shape.")
+    flags.DEFINE_list("programs", list(PROGRAMS), "Which of them.")
+    flags.DEFINE_string("json", "", "File to add one line of results to.")
 
 
 def check(
@@ -87,20 +90,21 @@ def _line(name: str, found: Measured, chip: Chip, chips: int) -> str:
 
 def main() -> None:
     """Runs the check of the command line."""
-    config = _CONFIG.value
-    found = check(config, _TOPOLOGY.value, _PROGRAMS.value)
-    if _JSON.value:
+    values = flags.FLAGS
+    config = values.config
+    found = check(config, values.topology, values.programs)
+    if values.json:
         row: dict[str, Any] = {
             "student": config.student.name,
             "teacher": config.teacher.name,
-            "topology": _TOPOLOGY.value,
+            "topology": values.topology,
             "mesh": config.mesh,
             "layers": config.layers,
         }
         row |= {name: each._asdict() for name, each in found.items()}
-        with open(_JSON.value, "a", encoding="utf-8") as file:
+        with open(values.json, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":
-    cli.main(main)
+    cli.main(main, define_flags)

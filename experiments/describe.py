@@ -1,13 +1,15 @@
 r"""What a recipe is and would take, before anything is downloaded.
 
     python -m experiments.describe --config=configs/p1_opd.py:justrl \
-        [--config.FIELD=VALUE] [--device="TPU v5e"] [--devices=16]
+        [--config.FIELD=VALUE] [--device="TPU v5e"] [--devices=16] \
+        [--topology=v5e:4x4]
 
 Prints every field of the resolved configuration, marked as the paper's, as ours, or as
 changed on this command line; then memory over all devices and time per step by the
 leading terms of shapes and counts. These are estimates, of sequences that all reach
 their longest: the time assumes 40 % of the device's peak for matrix products, and for
-decoding its memory bandwidth.
+decoding its memory bandwidth. With --topology, the recipe's update and rollout are also
+compiled for that slice, as `experiments.aot_check` does (minutes; needs libtpu).
 """
 
 import importlib.util
@@ -19,8 +21,11 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from experiments import aot_check
+from experiments.aot.programs import PROGRAMS
 from experiments.common import cli
 from experiments.recipe import needs
+from experiments.recipe.compiled import aot_config
 from geomjax.train.throughput import peak_flops
 
 UTILISATION = 0.4
@@ -45,6 +50,8 @@ def define_flags() -> None:
     config_flags.DEFINE_config_file("config", None, "Recipe, FILE or FILE:variant.")
     flags.DEFINE_enum("device", "TPU v5e", list(BANDWIDTH), "Kind of device.")
     flags.DEFINE_integer("devices", 16, "How many of them.", lower_bound=1)
+    flags.DEFINE_string("topology", "", "TPU slice to compile for, such as v5e:4x4.")
+    flags.DEFINE_integer("layers", 0, "Blocks to compile, 0 for all.", lower_bound=0)
 
 
 def main() -> None:
@@ -58,6 +65,10 @@ def main() -> None:
     print()
     for line in estimate(values.config, values.device, values.devices):
         print(line)
+    if values.topology:
+        print()
+        config = aot_config(values.config, values.layers)
+        aot_check.check(config, values.topology, list(PROGRAMS))
 
 
 def recipe_marks(file: str) -> dict[str, Mark]:

@@ -57,8 +57,10 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "hbx/JustRL-DeepSeek-1.5B": _R1_1_5B,
     "Qwen/Qwen2.5-VL-3B-Instruct": _VL_3B,
     "NoisyRollout-Geo3K-7B": _VL_7B,
+    "Qwen/Qwen3-1.7B": _qwen3(2048, 6144, 28, 16, tied=True),
     "Qwen/Qwen3-1.7B-Base": _qwen3(2048, 6144, 28, 16, tied=True),
     "Qwen/Qwen3-4B": _qwen3(2560, 9728, 36, 32, tied=True),
+    "Qwen/Qwen3-8B": _3_8B,
     "Qwen/Qwen3-8B-Base": _3_8B,
     "qwen3-8b-sft-anchor": _3_8B,
     "Qwen/Qwen3-14B": _qwen3(5120, 17408, 40, 40),
@@ -77,20 +79,27 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 """Name in a recipe -> entries of its config.json."""
 
 
-def shaped(name: str, dtype: str) -> Model:
-    """The model of a local folder or a published name, without its weights.
+def entries(name: str) -> dict[str, Any]:
+    """The `config.json` of a local folder, or what is known of a published name.
 
     Raises:
       ValueError: It is neither.
     """
     folder = Path(name)
     if folder.is_dir():
-        config = read_config(folder)
-    elif name in PUBLISHED:
-        config = PUBLISHED[name]
-    else:
-        raise ValueError(
-            f"{name} is no local folder, and its shapes are not known here; known: "
-            f"{', '.join(PUBLISHED)}"
-        )
-    return make_model(model_config(config), dtype=jnp.dtype(dtype))
+        return read_config(folder)
+    if name in PUBLISHED:
+        return PUBLISHED[name]
+    raise ValueError(
+        f"{name} is no local folder, and its shapes are not known here; known: "
+        f"{', '.join(PUBLISHED)}"
+    )
+
+
+def shaped(name: str, dtype: str) -> Model:
+    """The model of a local folder or a published name, without its weights.
+
+    Raises:
+      ValueError: It is neither.
+    """
+    return make_model(model_config(entries(name)), dtype=jnp.dtype(dtype))

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs.aot_check import MODELS, get_config
+from configs.aot_check import get_config
 from experiments.aot import chips
 from experiments.aot.measure import _over, measure
 from experiments.aot.programs import Program, make_model, make_programs
+from experiments.recipe.published import PUBLISHED
 from geomjax.meshes import mesh_from_string
 from geomjax.models.flops import forward_flops
 
@@ -75,7 +76,7 @@ def test_the_programs_of_a_run_on_a_mesh_of_cpus():
 )
 def test_the_models_have_their_published_sizes(name, parameters):
     config = get_config()
-    model = make_model(MODELS[name], config, mesh_from_string("fsdp=8"))
+    model = make_model(PUBLISHED[name], config, mesh_from_string("fsdp=8"))
     count = sum(x.size for x in jax.tree.leaves(model.shapes))
     assert round(count / 1e6) == parameters
 

@@ -9,9 +9,12 @@ import pytest
 from configs import marks as marks_module
 from configs import optimizer_ablation, p1_opd, p1_vl_opd, p2
 from experiments.ablation.arms import check_settings, read_arms
+from experiments.aot.programs import make_programs
 from experiments.describe import describe, estimate, recipe_marks
 from experiments.recipe import needs
+from experiments.recipe.compiled import aot_config
 from experiments.recipe.published import PUBLISHED, shaped
+from geomjax.meshes import mesh_from_string
 
 ROOT = Path(p2.__file__).parent.parent
 RECIPES = [
@@ -147,3 +150,19 @@ def test_an_unknown_model_is_named():
         estimate(config, "TPU v5e", 1)
     with pytest.raises(ValueError, match="variant 'dpo'; known: sft, opd, rlvr"):
         p2.get_config("dpo")
+
+
+def test_a_recipe_as_it_is_compiled_ahead_of_time():
+    config = aot_config(p1_opd.get_config("justrl"), layers=2)
+    assert config.layers == 2
+    assert (config.student.name, config.teacher.name) == (
+        "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
+        "hbx/JustRL-DeepSeek-1.5B",
+    )
+    # 32 prompts a mini-batch, 4 samples each.
+    assert config.sequences_per_update == config.sequences_per_rollout == 128
+    assert config.max_prompt_tokens + config.max_new_tokens == 8192
+    programs = make_programs(config, mesh_from_string("fsdp=8"))
+    assert set(programs) == {"update", "rollout"}
+    with pytest.raises(ValueError, match="only on-policy distillation is compiled"):
+        aot_config(p2.get_config("rlvr"))
