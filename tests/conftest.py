@@ -1,6 +1,9 @@
 """Strict numerics for the whole suite; must run before jax is imported."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
@@ -8,8 +11,12 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    # Experiments would keep programs in the home of whoever runs the tests.
-    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+    # Compiled once for all workers and for the processes that tests start; and not kept
+    # in the home of whoever runs the tests.
+    programs = tempfile.mkdtemp(prefix="geomjax-tests-")
+    atexit.register(shutil.rmtree, programs, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = programs
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import jax
