@@ -293,4 +293,4 @@ def _join_metrics(path: Path, outcomes: dict[str, list[Outcome]]) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(main, define_flags)
+    cli.main(main, define_flags, trains=True)

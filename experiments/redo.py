@@ -96,4 +96,4 @@ def differences(record: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    cli.main(main, define_flags)
+    cli.main(main, define_flags, trains=True)

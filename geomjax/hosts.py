@@ -3,7 +3,7 @@
 `jax.distributed` connects them and ends them all when one dies. What is here is what a
 run needs besides collectives on devices: process 0 alone writes shared files, and the
 others wait for it, or fail with it. Everything goes through JAX's coordination service,
-so that a process waits as long as the one it waits for is alive.
+so that a process waits as long as the one it waits for is alive, up to 24 days.
 """
 
 import itertools
@@ -33,7 +33,7 @@ SHUTDOWN_S = 10
 START_S = 300.0
 """How long processes wait for each other at the start."""
 
-_DAY_MS = 24 * 3600 * 1000
+_FOREVER_MS = 2**31 - 1  # The longest that the service takes: 24 days.
 _alone = False
 _calls = itertools.count()
 _polls = itertools.count()
@@ -124,7 +124,7 @@ def is_main() -> bool:
 def barrier() -> None:
     """Waits until every process is here."""
     if count() > 1:
-        _client().wait_at_barrier(f"geomjax/barrier/{next(_calls)}", _DAY_MS)
+        _client().wait_at_barrier(f"geomjax/barrier/{next(_calls)}", _FOREVER_MS)
 
 
 def gather(value: Any) -> list[Any]:
@@ -138,7 +138,7 @@ def gather(value: Any) -> list[Any]:
     key = f"geomjax/gather/{next(_calls)}"
     _client().key_value_set(f"{key}/{index()}", json.dumps(value))
     return [
-        json.loads(_client().blocking_key_value_get(f"{key}/{i}", _DAY_MS))
+        json.loads(_client().blocking_key_value_get(f"{key}/{i}", _FOREVER_MS))
         for i in range(count())
     ]
 
@@ -158,7 +158,7 @@ def on_main(action: Callable[[], T]) -> T:
         return action()
     key = f"geomjax/main/{next(_calls)}"
     if not is_main():
-        return _unpack(json.loads(_client().blocking_key_value_get(key, _DAY_MS)))
+        return _unpack(json.loads(_client().blocking_key_value_get(key, _FOREVER_MS)))
     try:
         value = action()
     except Exception as error:
@@ -277,7 +277,7 @@ def _counts(num_processes: int) -> list[int]:
 
     def collect() -> list[int]:
         return [
-            int(_client().blocking_key_value_get(f"{key}/{i}", _DAY_MS))
+            int(_client().blocking_key_value_get(f"{key}/{i}", _FOREVER_MS))
             for i in range(num_processes)
         ]
 

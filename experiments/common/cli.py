@@ -52,11 +52,13 @@ def main(
     *,
     cache: bool = True,
     shared: bool = False,
+    trains: bool = False,
 ) -> None:
     """Parses flags and runs; an expected error becomes one message and status 1.
 
     With `--verbosity=1` its traceback is shown too. A run that is told to end, by
-    SIGTERM or an interrupt while it trains, has `PREEMPTED_STATUS`.
+    SIGTERM or an interrupt while it trains, has `PREEMPTED_STATUS`; of several
+    processes JAX takes SIGTERM, and only a training loop asks for it.
 
     Args:
       run: The experiment.
@@ -64,6 +66,7 @@ def main(
         `--config` and its fields then, and raises what is wrong with them.
       shared: Whether several processes divide the work; otherwise process 0 does all of
         it while the others wait.
+      trains: Whether it trains, as a run of one process: several are refused.
       cache: Whether compiled programs may be kept; benchmarks compile anew.
     """
     # Progress bars and messages of libraries stay out of ours.
@@ -87,7 +90,7 @@ def main(
             sys.exit(f"error: unexpected arguments: {argv[1:]}")
         before = signal.signal(signal.SIGTERM, _stop)
         try:
-            _run_as_process(run, cache, shared)
+            _run_as_process(run, cache, shared, trains)
         except Preempted as stop:
             print(f"preempted: {stop}", file=sys.stderr)
             sys.exit(PREEMPTED_STATUS)
@@ -104,7 +107,9 @@ def main(
     app.run(guarded, flags_parser=parse)
 
 
-def _run_as_process(run: Callable[[], None], cache: bool, shared: bool) -> None:
+def _run_as_process(
+    run: Callable[[], None], cache: bool, shared: bool, trains: bool
+) -> None:
     """Runs as one of the processes, and ends with them."""
     values = flags.FLAGS
     compilation_cache.enable(values.compilation_cache if cache else "")
@@ -114,6 +119,11 @@ def _run_as_process(run: Callable[[], None], cache: bool, shared: bool) -> None:
         values.process_id,
         timeout_s=values.start_timeout_s,
     )
+    if trains and hosts.count() > 1:
+        raise ValueError(
+            f"this experiment trains as one process, but {hosts.count()} were started; "
+            "start it as one, on one host"
+        )
     with ExitStack() as stack:
         if not hosts.is_main():  # What is printed is the same in all of them.
             nothing = stack.enter_context(open(os.devnull, "w"))

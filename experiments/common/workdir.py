@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -32,6 +33,7 @@ _OWN_FILES = {
 _INPUT_SUFFIXES = (".json", ".jsonl", ".jinja", ".safetensors", ".txt")
 _SAMPLE_BYTES = 1 << 16
 _SAMPLES = 256
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 
 
 class WorkdirError(ValueError):
@@ -224,6 +226,19 @@ def _names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} if folder.exists() else set()
 
 
+def refuse_address(workdir: Path | str) -> None:
+    """Refuses what would become a relative folder named after a bucket's address.
+
+    Raises:
+      WorkdirError: It begins as `gs://...` does; a `Path` has one slash left of it.
+    """
+    if _ADDRESS.match(str(workdir)):
+        raise WorkdirError(
+            f"{workdir} is an address, and a workdir is a folder: mount the bucket and "
+            "give its path"
+        )
+
+
 @contextmanager
 def locked(workdir: Path) -> Iterator[None]:
     """Holds the workdir for this run; the lock goes with it, however it ends.
@@ -232,8 +247,9 @@ def locked(workdir: Path) -> Iterator[None]:
     folder as it was found, so that it can be started again with a corrected one.
 
     Raises:
-      WorkdirError: Another process holds it.
+      WorkdirError: Another process holds it, or it is an address, not a folder.
     """
+    refuse_address(workdir)
     with ExitStack() as stack:
         hosts.on_main(lambda: stack.enter_context(_locked(workdir)))
         yield

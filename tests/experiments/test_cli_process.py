@@ -9,6 +9,7 @@ import textwrap
 import time
 
 import ablation_process
+import host_processes
 import pytest
 
 from experiments.common import compilation_cache
@@ -75,6 +76,16 @@ def test_a_run_told_to_end_has_a_status_of_its_own_and_goes_on(tmp_path):
     assert row["tokens_per_s"] > 0
     assert row["model_flops_per_s"] > row["tokens_per_s"]
     assert "model_flops_utilisation" not in row  # A CPU has no peak in the table.
+
+
+def test_training_as_several_processes_is_refused_before_anything_is_made(tmp_path):
+    workdir = tmp_path / "run"
+    command = ["-m", "experiments.optimizer_ablation", f"--workdir={workdir}"]
+    ended = host_processes.end(host_processes.start(command, 2), timeout_s=120)
+    for process in ended:
+        assert process.status == 1, process.output
+        assert "trains as one process, but 2 were started" in process.output
+    assert not workdir.exists()
 
 
 def test_a_process_told_to_end_outside_of_training_says_so():

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import ablation_process
 import ml_collections
@@ -16,6 +17,7 @@ from experiments.common.workdir import (
     claim,
     claim_inputs,
     locked,
+    refuse_address,
     resolved,
 )
 
@@ -206,6 +208,22 @@ def test_two_processes_at_once_are_refused_until_the_first_ends(tmp_path):
         holder.stdout.close()
     # The lock went with the process.
     assert _claim(workdir, _config()).num_steps == 10
+
+
+def test_an_address_is_refused_and_makes_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def fail():
+        with locked(Path("gs://bucket/run")):
+            pass
+
+    with pytest.raises(WorkdirError, match="gs:/bucket/run is an address"):
+        fail()
+    with pytest.raises(WorkdirError, match="mount the bucket"):
+        refuse_address("gs://bucket/run")
+    assert _snapshot(tmp_path) == {}
+    refuse_address("a: b/c")
+    refuse_address(tmp_path / "a:" / "b")
 
 
 def test_a_lock_that_is_held_by_this_process_is_not_taken_twice(tmp_path):
