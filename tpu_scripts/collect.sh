@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Copies results to this machine: collect.sh FOLDER. Logs of all workers come along.
+# Worker 0 copies WORKDIR to BUCKET, from where it comes here.
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 [ ${#REST[@]} = 1 ] || fail "name the folder to copy into"
 TO="${REST[0]}"
 
 call mkdir -p "$TO/logs"
-call gcloud storage rsync --recursive "$WORKDIR" "$TO" --project="$PROJECT"
+on_workers 0 "gcloud storage rsync --recursive $(printf '%q ' "$WORKDIR" "$BUCKET")"
+call gcloud storage rsync --recursive "$BUCKET" "$TO" --project="$PROJECT"
 if [ "$DRY_RUN" = yes ]; then
   WORKERS=1
 else

@@ -26,12 +26,18 @@ fail() {
 # shellcheck source=env.sh.example
 . "$ENV_FILE"
 for name in PROJECT ZONE NAME ACCELERATOR RUNTIME SPOT QUEUED REPOSITORY \
-  JAX_VERSION WORKDIR; do
+  JAX_VERSION WORKDIR BUCKET; do
   [ -n "${!name:-}" ] || fail "$name is not set in $ENV_FILE"
 done
 for name in SPOT QUEUED; do
   case "${!name}" in yes | no) ;; *) fail "$name is ${!name}; expected yes or no" ;; esac
 done
+case "$WORKDIR" in
+  *://*) fail "WORKDIR is $WORKDIR; expected a folder: mount the bucket, see README.md" ;;
+  /*) ;;
+  *) fail "WORKDIR is $WORKDIR; expected an absolute path, mounted on every worker" ;;
+esac
+case "$BUCKET" in gs://?*) ;; *) fail "BUCKET is $BUCKET; expected gs://..." ;; esac
 WHERE=(--project="$PROJECT" --zone="$ZONE")
 
 # Runs a command, or with --dry-run prints it, quoted so that it can be pasted.
@@ -42,6 +48,11 @@ call() {
   else
     "$@"
   fi
+}
+
+# Refuses what is no module of experiments/: it goes into command lines and paths.
+check_module() {
+  case "$1" in "" | *[!a-z0-9_.]*) fail "$1 is no module name" ;; esac
 }
 
 tpu() {

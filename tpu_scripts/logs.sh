@@ -2,4 +2,6 @@
 # Prints the end of a run's log: logs.sh MODULE [WORKER], by default of all workers.
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 [ ${#REST[@]} -gt 0 ] || fail "name the module that was run"
-on_workers "${REST[1]:-all}" "tail -n ${LINES_OF_LOG:-50} geomjax/logs/${REST[0]}.log"
+check_module "${REST[0]}"
+lines="$(printf %q "${LINES_OF_LOG:-50}")"
+on_workers "${REST[1]:-all}" "tail -n $lines geomjax/logs/${REST[0]}.log"

@@ -6,14 +6,12 @@
 # Every worker runs the same command, with --workdir from env.sh, and notes its exit
 # status beside its log. All 0: done. 75: told to stop, and saved, so it is run again. A
 # slice that is gone is deleted, created and set up, and the run goes on from its newest
-# checkpoint. Anything else is a failure of the run, which running again would not mend.
+# checkpoint; what of this fails is tried again. Anything else is a failure of the run, which running again would not mend.
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 [ ${#REST[@]} -gt 0 ] || fail "name a module of experiments/, then its flags"
 
 MODULE="${REST[0]}"
-case "$MODULE" in
-  *[!a-z0-9_.]*) fail "$MODULE is no module name" ;;
-esac
+check_module "$MODULE"
 FLAGS="$(printf '%q ' "${REST[@]:1}" --workdir="$WORKDIR")"
 LOG="logs/$MODULE.log"
 STATUS="logs/$MODULE.status"
@@ -26,6 +24,11 @@ if [ "$DRY_RUN" = yes ]; then
   on_workers all "$COMMAND"
   exit
 fi
+set_up=yes # What is there when we begin.
+again() {
+  echo "$1; trying again"
+  sleep "${RETRY_SECONDS:-30}"
+}
 for attempt in $(seq 1 "${ATTEMPTS:-100}"); do
   now="$(state)"
   case "$now" in
@@ -33,8 +36,11 @@ for attempt in $(seq 1 "${ATTEMPTS:-100}"); do
     PREEMPTED | TERMINATED | MISSING)
       echo "slice $NAME is $now: creating it again (attempt $attempt)"
       "$HERE/delete.sh" "${SCRIPTS[@]}" || true
-      "$HERE/create.sh" "${SCRIPTS[@]}"
-      "$HERE/setup.sh" "${SCRIPTS[@]}"
+      set_up=no
+      if ! "$HERE/create.sh" "${SCRIPTS[@]}"; then
+        again "slice $NAME was not created"
+        continue
+      fi
       ;;
     *)
       echo "slice $NAME is $now: waiting"
@@ -42,6 +48,13 @@ for attempt in $(seq 1 "${ATTEMPTS:-100}"); do
       continue
       ;;
   esac
+  if [ "$set_up" = no ]; then
+    if ! "$HERE/setup.sh" "${SCRIPTS[@]}"; then
+      again "slice $NAME was not set up"
+      continue
+    fi
+    set_up=yes
+  fi
   if on_workers all "$COMMAND"; then
     echo "$MODULE is done; results are in $WORKDIR"
     exit 0
@@ -59,4 +72,4 @@ for attempt in $(seq 1 "${ATTEMPTS:-100}"); do
   echo "$MODULE was interrupted; running it again"
   sleep "${RETRY_SECONDS:-30}"
 done
-fail "$MODULE was interrupted ${ATTEMPTS:-100} times"
+fail "$MODULE is not done after ${ATTEMPTS:-100} attempts"

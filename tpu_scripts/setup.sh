@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Installs the same commit and the same jax on every worker.
+# Mounts WORKDIR's file system on every worker, and installs the same commit and jax.
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 [ ${#REST[@]} = 0 ] || fail "unknown arguments: ${REST[*]}"
 
 COMMIT="${COMMIT:-$(git -C "$HERE" rev-parse HEAD)}"
 on_workers all "set -euo pipefail
+${MOUNT:-}
 if [ ! -d geomjax ]; then git clone -q $(printf %q "$REPOSITORY") geomjax; fi
 cd geomjax
 git fetch -q origin

@@ -22,10 +22,14 @@ ENV = {
     "REPOSITORY": "https://example.org/geomjax.git",
     "COMMIT": "0123abc",
     "JAX_VERSION": "0.10.2",
-    "WORKDIR": "gs://bucket/run a",
+    "WORKDIR": "/mnt/results/run a",
+    "MOUNT": "mount -t nfs host:/share /mnt/results",
+    "BUCKET": "gs://bucket/run a",
 }
 STATE = "describe slice --project=my-project --zone=us-east5-b --format=value(state)"
 QUEUE = "queued-resources describe"
+CREATE = "queued-resources create"
+SETUP = "pip install"
 START = "-m experiments."
 STATUSES = "cat geomjax/logs/optimizer_ablation.status"
 READY, PREEMPTED = [0, "READY"], [0, "PREEMPTED"]
@@ -85,7 +89,7 @@ class Cloud:
                     what
                     for part, what in (
                         (START, "start"),
-                        ("pip install", "setup"),
+                        (SETUP, "setup"),
                         ("cat ", "statuses"),
                         ("tail ", "tail"),
                     )
@@ -158,7 +162,9 @@ def test_setup_pins_commit_and_versions_on_all_workers(cloud):
     command = next(a for a in call if a.startswith("--command="))
     assert "git checkout -q 0123abc" in command
     assert "'jax[tpu]==0.10.2' 'jaxlib==0.10.2'" in command
-    assert command.startswith("--command=set -euo pipefail")
+    first, mount, *_ = command.removeprefix("--command=").splitlines()
+    assert first == "set -euo pipefail"
+    assert mount == ENV["MOUNT"]
 
 
 def _start_command(cloud):
@@ -175,7 +181,7 @@ def test_a_run_that_ends_well(cloud):
     at = words.index("experiments.optimizer_ablation")
     assert words[at + 1 : at + 3] == [
         "--config.frozen=('a b',)",
-        "--workdir=gs://bucket/run a",
+        "--workdir=/mnt/results/run a",
     ]
 
 
@@ -244,6 +250,29 @@ def test_a_missing_slice_is_created(cloud):
     assert cloud.done()[1:] == ["create request", "setup", "start"]
 
 
+def test_creating_and_setting_up_are_tried_again(cloud):
+    gone = [1, "NOT_FOUND: no such node"]
+    cloud.answer(
+        STATE=[gone, gone, READY],
+        CREATE=[[1, "no quota"], [0, ""]],
+        QUEUE=[[0, "ACTIVE"]],
+        SETUP=[[1, "no connection"], [0, ""]],
+    )
+    result = cloud.run("run.sh", "optimizer_ablation")
+    assert result.returncode == 0, result.stderr
+    request = ["delete request", "create request"]
+    assert cloud.done() == [*request, *request, "setup", "setup", "start"]
+    assert "was not created; trying again" in result.stdout
+    assert "was not set up; trying again" in result.stdout
+
+
+def test_a_slice_that_cannot_be_created_is_given_up_in_the_end(cloud):
+    cloud.answer(STATE=[[1, "NOT_FOUND"]], CREATE=[[1, "no quota"]])
+    result = cloud.run("run.sh", "optimizer_ablation")
+    assert result.returncode == 1
+    assert cloud.done() == ["delete request", "create request"] * 4
+
+
 def test_no_slice_is_given_back_for_want_of_an_answer(cloud):
     cloud.answer(STATE=[[1, "UNAUTHENTICATED"]])
     result = cloud.run("run.sh", "optimizer_ablation")
@@ -263,17 +292,23 @@ def test_a_run_gives_up_in_the_end(cloud):
     cloud.answer(STATE=[READY], START=[[75, ""]], STATUSES=[[0, "75"]])
     result = cloud.run("run.sh", "optimizer_ablation")
     assert result.returncode == 1
-    assert "was interrupted 4 times" in result.stderr
+    assert "is not done after 4 attempts" in result.stderr
     assert cloud.done() == ["start", "statuses"] * 4
 
 
 def test_logs_and_collect(cloud, tmp_path):
     assert cloud.run("logs.sh", "trajectory", "2").returncode == 0
-    assert "--worker=2" in cloud.calls[0]
+    assert {"--worker=2", "--command=tail -n 50 geomjax/logs/trajectory.log"} <= set(
+        cloud.calls[0]
+    )
     cloud.answer(STATE=[READY])
     (tmp_path / "answers.json").write_text(json.dumps({"networkEndpoints": [[0, "2"]]}))
     assert cloud.run("collect.sh", str(tmp_path / "to")).returncode == 0
-    rsync, _, *copies = cloud.calls[1:]
+    up, rsync, _, *copies = cloud.calls[1:]
+    assert "--worker=0" in up
+    command = next(a for a in up if a.startswith("--command="))
+    words = shlex.split(command.removeprefix("--command="))
+    assert words[-2:] == ["/mnt/results/run a", "gs://bucket/run a"]
     assert rsync[:3] == ["storage", "rsync", "--recursive"]
     assert rsync[3:5] == ["gs://bucket/run a", str(tmp_path / "to")]
     assert [c[-1] for c in copies] == ["--worker=0", "--worker=1"]
@@ -304,6 +339,9 @@ def test_dry_run_prints_and_does_nothing(cloud, script, arguments, verb):
     ("changes", "message"),
     [
         ({"ZONE": ""}, "ZONE is not set"),
+        ({"WORKDIR": "gs://bucket/a"}, "expected a folder: mount the bucket"),
+        ({"WORKDIR": "runs/a"}, "WORKDIR is runs/a; expected an absolute path"),
+        ({"BUCKET": "bucket"}, "BUCKET is bucket; expected gs://"),
         ({"SPOT": "maybe"}, "SPOT is maybe; expected yes or no"),
     ],
 )
@@ -317,6 +355,8 @@ def test_an_env_file_that_will_not_do(cloud, changes, message):
 def test_misuse(cloud):
     assert "name a module" in cloud.run("run.sh").stderr
     assert "is no module name" in cloud.run("run.sh", "a; reboot").stderr
+    assert "is no module name" in cloud.run("logs.sh", "a; reboot").stderr
+    assert "is no module name" in cloud.run("logs.sh", "../a").stderr
     assert "unknown arguments" in cloud.run("create.sh", "now").stderr
     (cloud.folder / "env.sh").unlink()
     assert "copy" in cloud.run("create.sh").stderr

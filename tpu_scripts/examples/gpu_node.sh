@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# One machine, all of its GPUs: installs once, then runs until done.
+# One machine: installs once, then runs an experiment. A status of 75: told to stop, and
+# saved; the same command goes on.
 #
 #   tpu_scripts/examples/gpu_node.sh optimizer_ablation --workdir=runs/a
 set -euo pipefail
@@ -10,10 +11,4 @@ if [ ! -d .venv ]; then
   python3 -m venv .venv
   .venv/bin/pip install -q '.[cuda,data]'
 fi
-status=75
-# 75: told to stop, and saved.
-while [ "$status" = 75 ]; do
-  status=0
-  .venv/bin/python -m "experiments.$1" "${@:2}" || status=$?
-done
-exit "$status"
+exec .venv/bin/python -m "experiments.$1" "${@:2}"
