@@ -296,6 +296,14 @@ def test_a_run_gives_up_in_the_end(cloud):
     assert cloud.done() == ["start", "statuses"] * 4
 
 
+def test_logs_quote_what_goes_to_the_workers(cloud, monkeypatch):
+    monkeypatch.setenv("LINES_OF_LOG", "5; reboot")
+    assert cloud.run("logs.sh", "trajectory").returncode == 0
+    (call,) = cloud.calls
+    command = next(a for a in call if a.startswith("--command="))
+    assert shlex.split(command)[:3] == ["--command=tail", "-n", "5; reboot"]
+
+
 def test_logs_and_collect(cloud, tmp_path):
     assert cloud.run("logs.sh", "trajectory", "2").returncode == 0
     assert {"--worker=2", "--command=tail -n 50 geomjax/logs/trajectory.log"} <= set(
