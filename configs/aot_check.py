@@ -11,8 +11,6 @@ P1 = arXiv 2606.13657, P2 = arXiv 2606.07082; "ours" marks what they do not give
 
 import ml_collections
 
-from experiments.recipe.published import PUBLISHED
-
 
 def get_config(variant: str = "ds_qwen_1_5b") -> ml_collections.ConfigDict:
     """The configuration of a variant: qwen3_1_7b, ds_qwen_1_5b or qwen3_8b."""
@@ -28,8 +26,9 @@ def get_config(variant: str = "ds_qwen_1_5b") -> ml_collections.ConfigDict:
     student, teacher, prompt, response, tokens = variants[variant]
     config = ml_collections.ConfigDict(
         {
-            "student": PUBLISHED[student] | {"name": student},
-            "teacher": PUBLISHED[teacher] | {"name": teacher},
+            # Their shapes are in `experiments/recipe/published.py`.
+            "student": {"name": student},
+            "teacher": {"name": teacher},
             "tokenizer_size": tokens,
             "max_prompt_tokens": prompt,
             "max_new_tokens": response,

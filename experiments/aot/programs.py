@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from experiments.recipe.published import PUBLISHED
 from geomjax.data.batches import PromptBatch
 from geomjax.meshes import Placement
 from geomjax.models import hf
@@ -36,10 +37,17 @@ class Program(NamedTuple):
 def make_model(fields: dict, config: ml_collections.ConfigDict, mesh: Mesh) -> Decoder:
     """A model of the run, bfloat16, laid out over the mesh.
 
+    Args:
+      fields: Of its config.json; those that are not given are those of the published
+        model of its `name`.
+      config: As `configs/aot_check.py`.
+      mesh: Over devices that need not be there.
+
     Raises:
       ValueError: The mesh does not divide it, or its config is not read.
     """
-    fields = {key: value for key, value in fields.items() if key != "name"}
+    fields = PUBLISHED.get(fields.get("name", ""), {}) | fields
+    fields.pop("name", None)
     if config.layers:
         fields["num_hidden_layers"] = config.layers
     shape = model_config(fields)

@@ -2,7 +2,6 @@
 
 import ml_collections
 
-from configs import aot_check
 from experiments.recipe.published import entries
 
 
@@ -11,9 +10,9 @@ def aot_config(
 ) -> ml_collections.ConfigDict:
     """The run of a recipe: its models, lengths and sequences.
 
-    The rest is `configs/aot_check.py`'s. A rollout draws as many sequences at a time as
-    an optimizer update takes, and the softmax has a row for each stored embedding, as
-    the tokenizer's size is not known without it.
+    The rest is as in `configs/aot_check.py`. A rollout draws as many sequences at a
+    time as an optimizer update takes, and the softmax has a row for each stored
+    embedding, as the tokenizer's size is not known without it.
 
     Args:
       recipe: A configuration of on-policy distillation between text models.
@@ -31,15 +30,19 @@ def aot_config(
         )
     models = {role: entries(recipe[role]) for role in ("student", "teacher")}
     sequences = recipe.prompts_per_step * recipe.samples_per_prompt
-    config = aot_check.get_config()
+    config = ml_collections.ConfigDict(
+        {role: fields | {"name": recipe[role]} for role, fields in models.items()}
+    )
     config.update(
         tokenizer_size=min(fields["vocab_size"] for fields in models.values()),
         max_prompt_tokens=recipe.max_prompt_tokens,
         max_new_tokens=recipe.max_new_tokens,
         sequences_per_update=sequences // recipe.mini_batches,
         sequences_per_rollout=sequences // recipe.mini_batches,
+        sequences_per_chip=1,
+        mesh="",
+        loss_chunk_tokens=1024,
+        remat=True,
         layers=layers,
     )
-    for role, fields in models.items():
-        config[role] = ml_collections.ConfigDict(fields | {"name": recipe[role]})
     return config
