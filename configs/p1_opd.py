@@ -64,8 +64,8 @@ def get_fields(variant: str = "deepscaler") -> Fields:
             }
             for name, (optimizer, mask) in arms.items()
         },
-        "mask_density": paper(0.175, "Figure 3: the density of the OPD mask"),
-        "mask_threshold": paper(1e-5, "section 5: the OPD mask"),
+        "mask_density": paper(0.175, "Figure 3: the density of the random mask"),
+        "mask_threshold": paper(1e-5, "section 5: of the OPD and the RLVR mask"),
         "objective": paper("sampled_token", "Table 5: k1, policy-gradient style"),
         "ratio_clip": ours(0.2, f"{_SILENT}; verl's default"),
         "prompts_per_step": paper(128, "Table 5: train batch size"),

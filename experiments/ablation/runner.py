@@ -137,6 +137,8 @@ class Runner:
         ]
         if shapes[0] != shapes[1]:
             return "the teacher's parameters have other shapes than the student's"
+        if self.config.mask_threshold > 0:
+            return None
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(self.delta(teacher))]
         size = sum(leaf.size for leaf in leaves)
         share = sum(int(np.count_nonzero(leaf)) for leaf in leaves) / size
@@ -310,10 +312,12 @@ class Runner:
         )
 
     def _mask(self, arm: Arm, seed: int, own: Outcome | None) -> Mask | None:
-        """The mask of one run, as P1 defines it with the threshold set by density."""
-        density = self.config.mask_density
+        """The mask of one run, as P1 defines it, by threshold or by density."""
+        density, threshold = self.config.mask_density, self.config.mask_threshold
 
-        def largest(params: Params) -> Mask:
+        def moved(params: Params) -> Mask:
+            if threshold > 0:
+                return Mask(threshold_mask(self.delta(params), threshold), threshold)
             scores = jax.tree.map(np.abs, self.delta(params))
             selected = top_fraction_mask(scores, density)
             if selected.threshold == 0:
@@ -328,19 +332,14 @@ class Runner:
         if arm.mask not in MASKS:
             return self._read_mask(arm.mask)
         if arm.mask == "teacher":
-            return largest(self.world.teacher.params)
+            return moved(self.world.teacher.params)
         key = jax.random.fold_in(jax.random.key(seed), MASKS.index(arm.mask))
         if arm.mask == "random":
             trainable = self._trainable(self.world.student.params)
             return Mask(random_mask(key, trainable, density), None)
         if own is None:
             raise ValueError(f"arm {arm.name} needs a run of the arm 'adamw'")
-        params = own.params(self.world.student.model.config)
-        threshold = self.config.mask_threshold
-        if threshold > 0:
-            mask = Mask(threshold_mask(self.delta(params), threshold), threshold)
-        else:
-            mask = largest(params)
+        mask = moved(own.params(self.world.student.model.config))
         if arm.mask == "own":
             return mask
         return Mask(matched_random_mask(key, mask.tree, self.roles), None)
