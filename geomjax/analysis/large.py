@@ -151,7 +151,7 @@ _assemble = jax.jit(krylov.assemble, static_argnames="long")
 
 def _rayleigh_ritz(basis: krylov.Basis, k: int) -> tuple[Array, Array, Array]:
     """`krylov.rayleigh_ritz` with the eigenproblem on the host."""
-    projected = np.array(jax.device_get(_compress(basis)))
+    projected = np.array(jax.device_get(_compress(basis)), np.float64)
     return _rotate(basis, *lapack.eigenpairs(projected, len(projected)), k=k)
 
 

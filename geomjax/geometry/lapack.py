@@ -34,7 +34,11 @@ def eigenvalues(lower: Float[np.ndarray, "r r"]) -> Float[np.ndarray, " r"]:
 
     Returns:
         The eigenvalues; NaN if LAPACK did not find them, or the matrix is not finite.
+
+    Raises:
+        ValueError: an array that is not such a matrix, or cannot be written.
     """
+    _check(lower)
     scaled = _scale(lower)
     if scaled is None:
         return np.full(len(lower), _unsolved(lower))
@@ -56,8 +60,14 @@ def eigenpairs(
     Returns:
         Values and vectors; both NaN if LAPACK did not find them, or the matrix is not
         finite.
+
+    Raises:
+        ValueError: as `eigenvalues`, or another k.
     """
+    _check(lower)
     r = len(lower)
+    if not 1 <= k <= r:
+        raise ValueError(f"k: got {k}, expected 1 to {r}, the rows of the matrix")
     scaled = _scale(lower)
     if scaled is None:
         return np.full(r, _unsolved(lower)), np.eye(k, r) + _unsolved(lower)
@@ -79,6 +89,19 @@ def eigenpairs(
     if failed:
         return np.full(r, np.nan), np.full((k, r), np.nan)
     return np.ldexp(diagonal[::-1], scaled), leading[::-1].copy()
+
+
+def _check(lower: np.ndarray) -> None:
+    """Raises ValueError unless LAPACK may be given a pointer to the array."""
+    shape = lower.shape
+    square = len(shape) == 2 and shape[0] == shape[1] > 0
+    if not (square and lower.dtype == np.float64 and lower.flags.carray):
+        order = "rows contiguous" if lower.flags.c_contiguous else "rows not contiguous"
+        access = "writeable" if lower.flags.writeable else "read-only"
+        raise ValueError(
+            f"got {lower.dtype} of shape {shape}, {order}, {access}; expected an "
+            "aligned, writeable float64 matrix, square, its rows contiguous"
+        )
 
 
 def _scale(lower: Float[np.ndarray, "r r"]) -> int | None:

@@ -62,3 +62,40 @@ def test_zero_and_not_finite_matrices():
         values, vectors = lapack.eigenpairs(a, 2)
         assert np.isnan(values).all()
         assert np.isnan(vectors).all()
+
+
+def _read_only(a):
+    a.flags.writeable = False
+    return a
+
+
+@pytest.mark.parametrize(
+    ("matrix", "message"),
+    [
+        (np.eye(4, dtype=np.float32), r"float32 of shape \(4, 4\)"),
+        (np.eye(4, dtype=">f8"), ">f8 of shape"),
+        (np.eye(8)[::2, ::2], "rows not contiguous"),
+        (np.ones((4, 4)).T[:, ::-1], "rows not contiguous"),
+        (_read_only(np.eye(4)), "read-only"),
+        (np.zeros((0, 0)), r"shape \(0, 0\)"),
+    ],
+)
+def test_what_lapack_cannot_be_given_is_refused(matrix, message):
+    before = matrix.copy()
+    for solve in (lapack.eigenvalues, lambda a: lapack.eigenpairs(a, 1)):
+        with pytest.raises(ValueError, match=message):
+            solve(matrix)
+    np.testing.assert_array_equal(matrix, before)
+
+
+@pytest.mark.parametrize("matrix", [np.ones((4, 3)), np.ones(4), np.eye(4, dtype=int)])
+def test_what_is_no_matrix_of_floats_is_refused(matrix):
+    # Directly: in the tests the signatures refuse these before.
+    with pytest.raises(ValueError, match="expected an aligned, writeable float64"):
+        lapack._check(matrix)
+
+
+@pytest.mark.parametrize("k", [0, -1, 5])
+def test_vectors_that_there_are_not_are_refused(k):
+    with pytest.raises(ValueError, match=f"k: got {k}, expected 1 to 4"):
+        lapack.eigenpairs(np.eye(4), k)
