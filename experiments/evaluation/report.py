@@ -73,7 +73,8 @@ def write(
     intervals = (
         f"In brackets: {bootstrap.confidence:.0%} bootstrap intervals over problems "
         f"(expanded percentile, {bootstrap.resamples:,} resamples, seed "
-        f"{bootstrap.seed})."
+        f"{bootstrap.seed}); none where all problems score alike, as they "
+        "show no spread."
     )
     section = report.section("Accuracy", intervals)
     section.add(_accuracy(results), _passes(results))
@@ -144,6 +145,8 @@ def _passes(results: Sequence[Result]) -> Table:
 
 def _differences(differences: Mapping[str, Interval]) -> Table:
     def points(difference: Interval) -> str:
+        if difference.low != difference.low:
+            return "–" if not difference.problems else f"{100 * difference.mean:+.1f}"
         ends = 100 * difference.low, 100 * difference.high
         return f"{100 * difference.mean:+.1f} [{ends[0]:+.1f}, {ends[1]:+.1f}]"
 

@@ -16,8 +16,8 @@ class Interval(NamedTuple):
 
     Attributes:
       mean: NaN if nothing was measured.
-      low: Lower end; equal to `high` if all values are equal, NaN for fewer than two
-        problems.
+      low: Lower end; NaN for fewer than two problems, or if all values are equal:
+        resampling shows no spread then, though the problems not asked may have some.
       high: Upper end.
       problems: How many it is a mean of.
     """
@@ -90,8 +90,9 @@ def ratio_interval(
     if n == 0:
         return Interval(np.nan, np.nan, np.nan, 0)
     mean = float(sums.sum() / counts.sum())
-    if n == 1:
-        return Interval(mean, np.nan, np.nan, 1)
+    values = sums / counts
+    if np.allclose(values, values[0], rtol=1e-12, atol=1e-12):  # Up to rounding.
+        return Interval(mean, np.nan, np.nan, n)
     means = np.concatenate([(w @ sums) / (w @ counts) for w in _weights(n, bootstrap)])
     tail = _tail(n, bootstrap.confidence)
     low, high = np.quantile(means, [tail, 1 - tail])

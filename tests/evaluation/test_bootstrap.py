@@ -125,8 +125,17 @@ def test_what_was_not_measured_is_left_out():
     assert one.mean == 0.25
     assert np.isnan([one.low, one.high]).all()
     assert interval(np.array([np.nan]), QUICK).problems == 0
-    same = interval(np.ones(5), QUICK)
-    assert same == (1.0, 1.0, 1.0, 5)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1.0])
+def test_equal_values_give_no_interval_rather_than_a_point(value):
+    same = interval(np.full(5, value), QUICK)
+    assert (same.mean, same.problems) == (pytest.approx(value), 5)
+    assert np.isnan([same.low, same.high]).all()
+    counts = np.array([1.0, 2.0, 6.0])
+    assert np.isnan(ratio_interval(value * counts, counts, QUICK).low)
+    almost = interval(np.array([value, value, value, 0.5]), QUICK)
+    assert almost.low < almost.high
 
 
 def test_seed_and_number_of_problems_decide_the_resamples():

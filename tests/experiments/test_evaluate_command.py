@@ -15,6 +15,7 @@ from experiments import evaluate
 from experiments.common import workdir as workdirs
 from experiments.common.benchmarks import Size
 from experiments.common.world import TINY_WORLD
+from experiments.evaluation import report
 from experiments.evaluation.generations import keep_problems
 from experiments.evaluation.suites import EXACT, REWARDS, read_suites
 from geomjax.checkpoints.writer import write_safetensors
@@ -176,6 +177,16 @@ def test_the_report_shows_figures_and_generations(compared):
     assert page.count("<details data-labels") == 2 * PROBLEMS * SAMPLES
     assert ">incorrect</option>" in page
     assert shown in (folder / "report.md").read_text().replace("\\", "")
+
+
+def test_no_interval_is_shown_where_all_problems_score_alike():
+    same = interval(np.ones(30), Bootstrap(100))
+    assert report.shown(same) == "100.0%"
+    zero, none = same._replace(mean=0.0), interval(np.ones(0), Bootstrap(100))
+    some = interval(np.array([0.0, 0.1, 0.2]), Bootstrap(100))
+    table = report._differences({"a": zero, "b": none, "c": some})
+    assert [row[-1] for row in table.rows][:2] == ["+0.0", "–"]
+    assert table.rows[2][-1].startswith("+10.0 [")
 
 
 def test_a_reward_that_raises_or_hangs_costs_its_sample(tmp_path, monkeypatch, capsys):
