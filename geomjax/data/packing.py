@@ -1,6 +1,7 @@
 """Packing: several short sequences in one row, told apart by their segment ids."""
 
 import functools
+import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -127,15 +128,17 @@ def make_packed_batches(
         return pack_order(lengths, order.tolist(), row_length)
 
     ends: list[int] = []  # Rows of all epochs up to each.
+    lock = threading.Lock()  # A pipeline's threads share them.
 
     def row_at(number: int) -> list[int]:
-        epoch = int(np.searchsorted(ends, number, side="right"))
-        while epoch == len(ends):
-            before = ends[-1] if ends else 0
-            ends.append(before + len(rows_of(epoch)))
+        with lock:
             epoch = int(np.searchsorted(ends, number, side="right"))
-        first = ends[epoch - 1] if epoch else 0
-        return rows_of(epoch)[number - first]
+            while epoch == len(ends):
+                before = ends[-1] if ends else 0
+                ends.append(before + len(rows_of(epoch)))
+                epoch = int(np.searchsorted(ends, number, side="right"))
+            first = ends[epoch - 1] if epoch else 0
+            return rows_of(epoch)[number - first]
 
     def batch_at(step: int) -> Responses:
         numbers = range(step * batch_rows, (step + 1) * batch_rows)[part]

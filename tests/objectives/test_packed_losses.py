@@ -1,10 +1,14 @@
 """Packed rows give the losses and gradients of the same sequences apart."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from geomjax.data import packing
 from geomjax.data.batches import Shard
 from geomjax.data.packing import (
     OPEN_ROWS,
@@ -137,6 +141,24 @@ def test_steps_in_any_order_and_by_process_are_the_same():
     for field, want, one, two in zip(late, expected[11], *parts, strict=True):
         np.testing.assert_array_equal(field, want)
         np.testing.assert_array_equal(np.concatenate([one, two]), want)
+
+
+def test_threads_that_reach_an_epoch_together_agree(monkeypatch):
+    made = sequences(12)
+    settings = {"batch_rows": 2, "row_length": 16, "seed": 0, "pad_id": 0}
+    expected = [make_packed_batches(made, **settings)(step) for step in range(16)]
+
+    def slowly(*args):
+        time.sleep(0.01)  # So that the others get as far.
+        return pack_order(*args)
+
+    monkeypatch.setattr(packing, "pack_order", slowly)
+    batch_at = make_packed_batches(made, **settings)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(batch_at, range(16)))
+    for got, want in zip(found, expected, strict=True):
+        for field, other in zip(got, want, strict=True):
+            np.testing.assert_array_equal(field, other)
 
 
 def test_sequences_that_cannot_be_packed_are_named():
