@@ -1,4 +1,4 @@
-"""Group-relative advantages of a verifiable reward (GRPO), and what they weigh."""
+"""Group-relative advantages of a verifiable reward (GRPO)."""
 
 from typing import NamedTuple
 
@@ -57,15 +57,3 @@ def group_advantages(rewards: Float[Array, " B"], group_size: int) -> GroupAdvan
     return GroupAdvantages(
         advantages.reshape(-1), jnp.broadcast_to(contrast, groups.shape).reshape(-1)
     )
-
-
-def sequence_mean(completion: Bool[Array, "B S"]) -> Float[Array, "B S"]:
-    """Weights `1 / |y_i|` on the targets of each row, summing to one over all rows.
-
-    P1 eq. (7); `token_mean`, with which long completions count for more, is what P2's
-    and DAPO's runs use. Rows without a target have no weight.
-    """
-    target = completion.at[:, 0].set(False).astype(jnp.float32)
-    lengths = target.sum(axis=1, keepdims=True)
-    rows = (lengths > 0).sum().astype(jnp.float32)
-    return target / jnp.maximum(lengths, 1.0) / jnp.maximum(rows, 1.0)

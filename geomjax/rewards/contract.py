@@ -1,8 +1,6 @@
 """What a reward is: a function from an example and a completion to a judgement."""
 
-import math
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from geomjax.data.prompts import Example
@@ -40,30 +38,6 @@ SILENT: tuple[Status, ...] = ("unparsed reference", "failed")
 
 # A reward may take settings besides, as keyword arguments.
 Reward = Callable[[Example, str], Judgement]
-
-
-class Tally(NamedTuple):
-    """A batch of judgements, those that say nothing about the completion kept apart.
-
-    Attributes:
-        mean: mean score without those kept apart; nan if none is left.
-        counts: number of judgements by status.
-        apart: `unparsed reference` and `failed`: index into the batch and judgement.
-    """
-
-    mean: float
-    counts: dict[Status, int]
-    apart: list[tuple[int, Judgement]]
-
-
-def tally(judgements: Sequence[Judgement]) -> Tally:
-    """Counts judgements by status and averages those about the completions."""
-    scores = [each.score for each in judgements if each.status not in SILENT]
-    return Tally(
-        mean=math.fsum(scores) / len(scores) if scores else math.nan,
-        counts=dict(Counter(each.status for each in judgements)),
-        apart=[(i, each) for i, each in enumerate(judgements) if each.status in SILENT],
-    )
 
 
 def final_part(completion: str, thinking_end: str) -> str:

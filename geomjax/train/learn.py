@@ -38,7 +38,6 @@ from geomjax.train.step import (
 from geomjax.typing import LanguageModel, Params, PRNGKey
 
 Draw = Callable[[Params, PromptBatch, PRNGKey], Rollout]
-Weigh = Callable[[Bool[Array, "B S"]], Float[Array, "B S"]]
 
 
 def make_draw(model: LanguageModel, sampling: Sampling) -> Draw:
@@ -185,7 +184,6 @@ def make_learn(
     *,
     mini_batches: int,
     micro_batches: int = 1,
-    weigh: Weigh = token_mean,
     layout: TrainState | None = None,
 ) -> Step:
     """`learn(state, context, drawn, extras)`, jitted: one training step on a rollout.
@@ -201,7 +199,6 @@ def make_learn(
       sampling: How the rollout was drawn; completions lie in its last slots.
       mini_batches: Optimizer updates a rollout.
       micro_batches: Parts in which the gradient of one update is accumulated.
-      weigh: Weights of a mini-batch's targets, `token_mean` or `sequence_mean`.
       layout: Shardings of the state on a mesh, from `geomjax.train.layout`.
 
     Returns:
@@ -218,7 +215,7 @@ def make_learn(
 
         def body(carry, part):
             drawn, advantages, lengths = part
-            weights = weigh(drawn.completion)[:, -last:]
+            weights = token_mean(drawn.completion)[:, -last:]
             batch: Batch = mini_batch(drawn, last)._replace(
                 weights=weights, advantages=advantages
             )

@@ -14,7 +14,7 @@ from table_model import (
 )
 
 from geomjax.objectives.distill import sampled_token
-from geomjax.objectives.grpo import group_advantages, sequence_mean
+from geomjax.objectives.grpo import group_advantages
 from geomjax.objectives.surrogate import Clip, policy_gradient
 
 TWO = TableModel(2)
@@ -59,13 +59,6 @@ def test_equal_rewards_whose_mean_rounds_away_have_no_contrast():
 def test_groups_that_are_none_are_refused(rewards, size, message):
     with pytest.raises(ValueError, match=message):
         group_advantages(jnp.array(rewards), size)
-
-
-def test_sequence_mean_weighs_rows_equally_and_skips_empty_ones():
-    completion = jnp.array([[0, 1, 1, 1, 1], [0, 0, 1, 1, 0], [0, 0, 0, 0, 0]], bool)
-    expected = np.array([[0, 1, 1, 1, 1], [0, 0, 2, 2, 0], [0, 0, 0, 0, 0]]) / 8
-    np.testing.assert_allclose(sequence_mean(completion), expected, rtol=1e-6)
-    assert (sequence_mean(jnp.zeros((2, 3), bool)) == 0).all()
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,8 @@
-import math
-
 import pytest
 
 from geomjax.data.prompts import Example
 from geomjax.rewards.choice import multiple_choice
-from geomjax.rewards.contract import Judgement, tally
+from geomjax.rewards.contract import Judgement
 from geomjax.rewards.exact import exact
 from geomjax.rewards.layout import layout
 
@@ -77,25 +75,3 @@ def test_layout_by_a_pattern_of_ones_own():
     example = Example("?", None, 1)
     assert layout(example, "yes\nno", pattern="yes.no").score == 1.0
     assert layout(example, "yes, no", pattern="yes.no").score == 0.0
-
-
-def test_a_tally_keeps_apart_what_says_nothing_about_a_completion():
-    judgements = [
-        Judgement(1.0, "right"),
-        Judgement(0.0, "none", "unparsed completion"),
-        Judgement(0.0, "bad data", "unparsed reference"),
-        Judgement(0.0, "broke", "failed"),
-        Judgement(0.5, "half"),
-        Judgement(0.0, "slow", "timed out"),
-    ]
-    found = tally(judgements)
-    assert found.mean == 0.375
-    assert found.counts == {
-        "judged": 2,
-        "unparsed completion": 1,
-        "unparsed reference": 1,
-        "failed": 1,
-        "timed out": 1,
-    }
-    assert found.apart == [(i, judgements[i]) for i in (2, 3)]
-    assert math.isnan(tally(judgements[2:4]).mean)

@@ -9,7 +9,6 @@ from chain_model import ChainModel, chain_params
 
 from geomjax.data.batches import pad_prompts
 from geomjax.objectives.distill import sampled_token
-from geomjax.objectives.grpo import sequence_mean
 from geomjax.objectives.sft import cross_entropy
 from geomjax.objectives.surrogate import Clip, policy_gradient
 from geomjax.optim import standard_promotion
@@ -225,7 +224,6 @@ def test_rewards_move_the_student_towards_what_is_rewarded():
         policy_signal(MODEL, None, SAMPLING),
         SAMPLING,
         mini_batches=1,
-        weigh=sequence_mean,
     )
     draw = make_draw(MODEL, SAMPLING)
     state, rewards = init_state(chain_params(0, 9), tx), []
