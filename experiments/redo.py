@@ -5,6 +5,9 @@
 The inputs must be where the configuration says, and hold what they held (their digests
 are compared). On the same machine, versions and device count the results are the same
 bits; what differs from the first run is printed.
+
+A configuration names functions by import path, which are imported and called: redo only
+runs you trust.
 """
 
 import importlib

@@ -59,7 +59,8 @@ def memory(config: ml_collections.ConfigDict) -> list[Line]:
     student = shaped(config.student, config.compute_dtype)
     weights, narrow = count(student), jnp.dtype(config.compute_dtype).itemsize
     sequences, prompt, response = _lengths(config)
-    copies = max(MOMENTS.get(name, 2) for name in config.optimizers)
+    optimizers = config.optimizers.values()
+    copies = max(MOMENTS.get(each.transform, 2) for each in optimizers)
     lines = [
         Line("student", _FLOAT32 * weights, f"{weights / 1e9:.2f} B, float32"),
         Line("gradients", _FLOAT32 * weights, "float32"),

@@ -15,7 +15,7 @@ from geomjax.analysis.report.browser import script
 
 EVIL = (
     '</pre></details></div><script>alert("1")</script><img src=x onerror=alert(1)>'
-    "\x00\x1b\u202e\ud800 &lt; ' --> ]]>"
+    "\x00\x1b\u202e\u200e\u200f\u061c\u2066\ud800 &lt; ' --> ]]>"
 )
 ENTRIES = [
     Entry("problem 1", ("right", "aime 24"), {"completion": "It is 42.\n<b>"}),
@@ -52,8 +52,11 @@ def test_a_generation_is_shown_and_does_nothing(tmp_path):
     assert "img" not in page.tags
     assert not [a for a in page.attributes if a[0].startswith("on") or a[0] == "src"]
     assert 'alert("1")' in "".join(page.shown)
-    assert not re.search("[\x00-\x08\x0b-\x1f\u202a-\u202e\ud800-\udfff]", text)
-    assert "\\u0000\\u001b\\u202e\\ud800" in text
+    unfit = (
+        "[\x00-\x08\x0b-\x1f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+    )
+    assert not re.search(unfit, text)
+    assert "\\u0000\\u001b\\u202e\\u200e\\u200f\\u061c\\u2066\\ud800" in text
     assert "It is 42.\n" in "".join(page.shown)
 
 

@@ -92,4 +92,5 @@ def _shown(text: str) -> str:
 def _unfit(code: int) -> bool:
     control = code < 32 and code not in (9, 10) or 127 <= code < 160
     directional = 0x202A <= code <= 0x202E or 0x2066 <= code <= 0x2069
+    directional |= code in (0x061C, 0x200E, 0x200F)
     return control or directional or 0xD800 <= code <= 0xDFFF or code == 0xFFFE
