@@ -36,6 +36,7 @@ from experiments.studies.verdict import Verdict, differences
 from geomjax.analysis import plots
 from geomjax.typing import Params
 
+NAME = "loss_forms"
 SAMPLED, WHOLE = "sampled_token", "reverse_kl"
 TOLERANCE = 0.02
 """Accuracy within which two forms count as equally good."""
@@ -46,7 +47,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     missing = [name for name in (SAMPLED, WHOLE) if name not in config.arms]
     if missing:
         raise ValueError(f"there are no arms {missing}; the others are compared with")
-    with begin(config, workdir) as (study, origins):
+    with begin(config, workdir, NAME) as (study, origins):
         return _run(config, study, origins["anchor"])
 
 
@@ -122,4 +123,4 @@ def claims(arms: dict[str, Measured], moments: Moments) -> list[Verdict]:
 
 
 if __name__ == "__main__":
-    launch("loss_forms", run)
+    launch(NAME, run)

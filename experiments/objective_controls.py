@@ -41,6 +41,7 @@ from geomjax.analysis.report import Cell, Column, Estimate, Table
 from geomjax.train.learn import Controls
 from geomjax.typing import Params
 
+NAME = "objective_controls"
 REFERENCE = "opd"
 COSINE, VARIATION = "momentum_gradient_cosine", "root_second_moment_variation"
 
@@ -49,7 +50,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """Runs all controls, measures them, and writes results and report."""
     if REFERENCE not in config.arms:
         raise ValueError(f"there is no arm {REFERENCE!r}; the others are compared with")
-    with begin(config, workdir) as (study, origins):
+    with begin(config, workdir, NAME) as (study, origins):
         return _run(config, study, origins)
 
 
@@ -191,4 +192,4 @@ def claims(arms: dict[str, Measured], moments: Moments) -> list[Verdict]:
 
 
 if __name__ == "__main__":
-    launch("objective_controls", run)
+    launch(NAME, run)

@@ -36,6 +36,7 @@ from geomjax.optim import leading_right_basis, random_basis, save_basis
 from geomjax.train.learn import Controls
 from geomjax.typing import Params
 
+NAME = "subspace_locking"
 FREE, OWN, RANDOM = "free", "own", "random"
 CONSTRAINTS = (FREE, OWN, RANDOM)
 TOLERANCE_POINTS = 0.02
@@ -44,7 +45,7 @@ TOLERANCE_POINTS = 0.02
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """Runs all regimes with and without constraint, and writes results and report."""
-    with begin(config, workdir) as (study, origins):
+    with begin(config, workdir, NAME) as (study, origins):
         return _run(config, study, origins)
 
 
@@ -258,4 +259,4 @@ def claims(
 
 
 if __name__ == "__main__":
-    launch("subspace_locking", run)
+    launch(NAME, run)

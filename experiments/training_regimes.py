@@ -33,10 +33,12 @@ from geomjax.analysis import plots
 from geomjax.train.learn import Controls
 from geomjax.typing import Params
 
+NAME = "training_regimes"
+
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """Runs all regimes, measures them, and writes results and report."""
-    with begin(config, workdir) as (study, origins):
+    with begin(config, workdir, NAME) as (study, origins):
         return _run(config, study, origins)
 
 
@@ -148,4 +150,4 @@ def _localisation(name: str, arm: Measured) -> list[Verdict]:
 
 
 if __name__ == "__main__":
-    launch("training_regimes", run)
+    launch(NAME, run)

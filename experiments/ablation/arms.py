@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import ml_collections
 
+from experiments.common.settings import find_problems, refuse
+
 MASKS = ("none", "own", "teacher", "random", "matched_random")
 
 
@@ -30,48 +32,13 @@ class Arm(NamedTuple):
         return self.mask in ("own", "matched_random")
 
 
-COUNTS = (
-    "num_steps",
-    "evaluate_every",
-    "save_every",
-    "prompts_per_step",
-    "samples_per_prompt",
-    "mini_batches",
-    "micro_batches",
-    "max_prompt_tokens",
-    "max_new_tokens",
-    "evaluation_batch",
-)
-"""Settings that are whole numbers above 0."""
-
-
 def check_settings(config: ml_collections.ConfigDict) -> None:
     """Checks the numbers of a configuration before any work is done.
 
     Raises:
       ValueError: Lists every setting that is out of range.
     """
-    problems = [
-        f"{name} is {config[name]!r}; expected a whole number above 0"
-        for name in COUNTS
-        if type(config[name]) is not int or config[name] < 1
-    ]
-    parts = config.mini_batches * config.micro_batches
-    rows = config.prompts_per_step * config.samples_per_prompt
-    if not problems and config.prompts_per_step % config.mini_batches:
-        problems.append(
-            f"{config.prompts_per_step} prompts_per_step cannot be split into "
-            f"{config.mini_batches} mini_batches; the samples of a prompt belong to "
-            "one update"
-        )
-    elif not problems and rows % parts:
-        problems.append(
-            f"{rows} sequences a step (prompts_per_step x samples_per_prompt) cannot "
-            f"be split into {parts} equal parts (mini_batches x micro_batches)"
-        )
-    seeds = tuple(config.seeds)
-    if not seeds or len(set(seeds)) < len(seeds):
-        problems.append(f"seeds are {seeds}; expected at least one, each once")
+    problems = find_problems(config)
     if not 0 < config.mask_density <= 1:
         problems.append(
             f"mask_density is {config.mask_density}; expected above 0, at most 1"
@@ -80,16 +47,7 @@ def check_settings(config: ml_collections.ConfigDict) -> None:
         problems.append(
             f"mask_threshold is {config.mask_threshold}; expected 0, or a size above it"
         )
-    if config.overlong not in ("error", "drop"):
-        problems.append(f"overlong is {config.overlong!r}; expected error or drop")
-    if config.data.thinking not in ("default", "on", "off"):
-        problems.append(
-            f"data.thinking is {config.data.thinking!r}; expected default, on or off"
-        )
-    if not 0 < config.temperature < math.inf:
-        problems.append(f"temperature is {config.temperature}; expected above 0")
-    if problems:
-        raise ValueError("the configuration:\n  " + "\n  ".join(problems))
+    refuse(problems)
 
 
 def read_arms(config: ml_collections.ConfigDict) -> list[Arm]:

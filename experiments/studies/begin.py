@@ -9,6 +9,7 @@ import ml_collections
 
 from experiments.common import workdir as workdirs
 from experiments.common.prompts import open_judge, write_unusable
+from experiments.common.provenance import record_start
 from experiments.common.world import load_world, locate
 from experiments.studies.settings import base_folder, check_settings
 from experiments.studies.study import Study
@@ -29,8 +30,15 @@ class Begun(NamedTuple):
 
 
 @contextmanager
-def begin(config: ml_collections.ConfigDict, workdir: Path) -> Iterator[Begun]:
+def begin(
+    config: ml_collections.ConfigDict, workdir: Path, name: str
+) -> Iterator[Begun]:
     """Checks and loads everything before any work is done.
+
+    Args:
+      config: The study's configuration.
+      workdir: Its folder.
+      name: Its module in `experiments`, for the record of its starts.
 
     Raises:
       ValueError: A setting is out of range, the world does not fit together, the base
@@ -38,15 +46,16 @@ def begin(config: ml_collections.ConfigDict, workdir: Path) -> Iterator[Begun]:
     """
     check_settings(config)
     with open_judge(config) as judge:
+        base_dir = base_folder(config)
         world = load_world(config, judge)
         student, teacher, _ = locate(config)
-        base_dir = base_folder(config)
         workdir.mkdir(parents=True, exist_ok=True)
         workdirs.claim_inputs(
             workdir,
             {"student": student, "teacher": teacher, "base": base_dir},
             {"prompts": world.prompts.fingerprint},
         )
+        record_start(workdir, name)
         write_unusable(workdir, world.prompts)
         model = world.student.model
         base = load(base_dir, vocab_size=model.vocab_size, dtype=model.dtype)

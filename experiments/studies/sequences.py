@@ -46,8 +46,13 @@ class Sequences:
             np.array([*_encode(world, example.answer or ""), stop], np.int32)
             for example in world.train.examples
         ]
-        self._padded = pad_answers(
-            self._answers, world.sampling.max_new_tokens, world.sampling.pad_token
+        # Compared token for token by the reward `exact` alone; others read texts.
+        self._padded = (
+            pad_answers(
+                self._answers, world.sampling.max_new_tokens, world.sampling.pad_token
+            )
+            if config.reward.name == "exact"
+            else None
         )
 
     def compilations(self) -> dict[str, int]:
@@ -77,7 +82,7 @@ class Sequences:
     def _rewards(self, rollout: Rollout, index: np.ndarray) -> jax.Array:
         """Rewards of a rollout, of tokens on the device or of texts on the host."""
         rows = np.repeat(index, self._world.sampling.samples_per_prompt)
-        if self._config.reward.name == "exact":
+        if self._padded is not None:
             return self._match(rollout.tokens, jax.device_put(self._padded[rows]))
         completions = jax.device_get(rollout.tokens)[:, self._world.prompt_length :]
         stops = self._world.sampling.stop_tokens

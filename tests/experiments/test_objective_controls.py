@@ -43,7 +43,7 @@ def test_gradients_that_are_all_zero_have_no_directions():
 def study(tmp_path_factory):
     config = get_config("smoke")
     workdir = tmp_path_factory.mktemp("study")
-    with begin(config, workdir) as begun:
+    with begin(config, workdir, objective_controls.NAME) as begun:
         yield begun.study
 
 
@@ -134,15 +134,12 @@ def test_token_gradients_sum_to_the_gradient_of_the_first_update(study):
 
 
 @pytest.mark.slow
-def test_rewards_of_texts_are_those_of_tokens(study):
+def test_rewards_of_texts_are_those_of_tokens(study, monkeypatch):
     """The judge on the host, beside token equality on the device."""
     spec = Run("rlvr", "distill", 1e-4, 0, controls=Controls(alpha=0.0))
     params = study.world.student.params
     on_device = np.asarray(study.draw(spec, params, 0)[1].rewards)
-    study.config.reward.name = "judged on the host"
-    try:
-        on_host = np.asarray(study.draw(spec, params, 0)[1].rewards)
-    finally:
-        study.config.reward.name = "exact"
+    monkeypatch.setattr(study._sequences, "_padded", None)
+    on_host = np.asarray(study.draw(spec, params, 0)[1].rewards)
     np.testing.assert_array_equal(on_device, on_host)
     assert 0 < on_device.mean() < 1

@@ -1,5 +1,7 @@
 """The parts that studies share, and their configurations."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,8 +14,12 @@ from configs import (
     subspace_locking,
     training_regimes,
 )
+from experiments import redo
+from experiments.common import provenance
+from experiments.common import workdir as workdirs
+from experiments.common.world import TINY_WORLD
 from experiments.studies.rate import with_rate
-from experiments.studies.settings import check_settings
+from experiments.studies.settings import base_folder, check_settings
 from experiments.studies.study import snapshot_steps
 from experiments.studies.verdict import Verdict, differences
 from geomjax.optim import OptimizerSpec, build
@@ -137,6 +143,8 @@ def test_unknown_variants_are_refused(name):
         ("snapshot_shares", (0.0,), "snapshot_shares"),
         ("accuracy", False, "claims need answers"),
         ("temperature", 0.0, "temperature is 0"),
+        ("micro_batches", 3, "equal parts"),
+        ("overlong", "cut", "overlong is 'cut'"),
     ],
 )
 def test_settings_out_of_range_are_refused(field, value, message):
@@ -146,8 +154,42 @@ def test_settings_out_of_range_are_refused(field, value, message):
         check_settings(config)
 
 
-def test_an_unknown_kind_of_run_is_refused():
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("kind", "distil", "arm opd: kind 'distil'; known: distill"),
+        ("start", "teacher", "arm opd: start 'teacher'; known: anchor, base"),
+        ("learning_rate", 0.0, "arm opd: learning_rate is 0.0; expected a number"),
+        ("learning_rate", float("nan"), "arm opd: learning_rate is nan"),
+    ],
+)
+def test_arms_out_of_range_are_refused(field, value, message):
     config = training_regimes.get_config("smoke")
-    config.arms.opd.kind = "distil"
-    with pytest.raises(ValueError, match="arm opd: kind 'distil'; known: distill"):
+    config.arms.opd[field] = value
+    with pytest.raises(ValueError, match=message):
         check_settings(config)
+
+
+def test_a_base_that_is_no_folder_is_refused(tmp_path):
+    config = training_regimes.get_config("smoke")
+    assert base_folder(config) == TINY_WORLD / "base"
+    config.base = str(tmp_path / "bsae")
+    with pytest.raises(ValueError, match="bsae"):
+        base_folder(config)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_is_redone_from_its_folder(name, tmp_path, monkeypatch):
+    """Up to its first run: with the configuration and under the name it had."""
+    study, begun = redo.load_experiment(name), []
+    monkeypatch.setattr(
+        study, "_run", lambda config, *_: begun.append(config.to_dict())
+    )
+    first, again = tmp_path / "first", tmp_path / "again"
+    with workdirs.locked(first):
+        config = STUDIES[name].get_config("smoke")
+        study.run(workdirs.claim(first, config, resume=False), first)
+    redo.redo(first, again)
+    for folder in (first, again):
+        assert provenance.read(folder)["experiment"] == name
+    assert json.dumps(begun[0]) == json.dumps(begun[1])

@@ -34,7 +34,7 @@ def finished(tmp_path_factory):
 @pytest.fixture(scope="module")
 def study(finished):
     config = small()
-    with begin(config, finished[0]) as begun:
+    with begin(config, finished[0], subspace_locking.NAME) as begun:
         yield begun.study
 
 
