@@ -55,7 +55,8 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
         study.paper(config)
         for fields in config.arms.values():
             fields.learning_rate = 1e-6
-        config.moment_matrices = ("layers.self_attn.q_proj:0",)
+        # None: a gradient for each of 524,288 tokens would be held at once.
+        config.moment_matrices = ()
     elif variant != "tiny":
         raise ValueError(f"variant {variant!r}; known: tiny, smoke, paper")
     return config

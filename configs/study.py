@@ -60,9 +60,11 @@ def shrink(config: ml_collections.ConfigDict) -> None:
 
 
 def paper(config: ml_collections.ConfigDict) -> None:
-    """P2's own settings (arXiv 2606.07082, appendix C), by the names of its models.
+    """P2's OPD settings (arXiv 2606.07082, appendix C), by the names of its models.
 
-    The SFT anchor is not public: `training_regimes` would make it first, from the base.
+    They are those of every arm but for its rate; P2's SFT and RLVR differ, see
+    configs/p2.py. SFT's responses here are the set's answers, not P2's traces. The SFT
+    anchor is not public: `training_regimes` would make it first, from the base.
     Prompts: DAPO-Math-17k, as JSON lines. P2 does not give the longest response (ours:
     8,192 tokens) or the seeds. Its OPD batch of 64 is read as sequences, 8 prompts of 8
     samples, as in configs/p2.py.
@@ -82,6 +84,7 @@ def paper(config: ml_collections.ConfigDict) -> None:
     config.save_every = 64
     config.seeds = (0,)
     config.overlong = "drop"
+    config.reward.name = "math"  # P2: the binary reward of DeepScaleR.
     config.compute_dtype = "bfloat16"
     config.optimizer.options.weight_decay = 0.1
     config.snapshot_shares = (63 / 299, 127 / 299, 191 / 299, 255 / 299)

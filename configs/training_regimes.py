@@ -20,12 +20,12 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     """The configuration of a variant: tiny, smoke or paper."""
     config = study.tiny()
     # P2 trains SFT at ten times the rate of OPD and RLVR (1e-5, 1e-6), from the base;
-    # `sft_anchor` is ours, so that one run of it starts where the others do. `offline`
-    # has OPD's rate, so that it differs from OPD in who draws and in the loss alone.
-    # The rates are ours: the ablation's for OPD, and ten times it for SFT.
+    # `sft_anchor` is ours: it starts where the others do and has OPD's rate, so that it
+    # differs from OPD in sequences and loss alone, as `offline` does. The rates are
+    # ours: the ablation's for OPD, and ten times it for SFT.
     config.arms = {
         "sft": {"kind": "responses", "start": "base", "learning_rate": 1e-3},
-        "sft_anchor": {"kind": "responses", "start": "anchor", "learning_rate": 1e-3},
+        "sft_anchor": {"kind": "responses", "start": "anchor", "learning_rate": 1e-4},
         "opd": {"kind": "distill", "start": "anchor", "learning_rate": 1e-4},
         "rlvr": {"kind": "reward", "start": "anchor", "learning_rate": 1e-4},
         "offline": {
@@ -39,7 +39,7 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     elif variant == "paper":
         study.paper(config)
         for name, arm in config.arms.items():
-            arm.learning_rate = 1e-5 if name.startswith("sft") else 1e-6
+            arm.learning_rate = 1e-5 if name == "sft" else 1e-6
     elif variant != "tiny":
         raise ValueError(f"variant {variant!r}; known: tiny, smoke, paper")
     return config

@@ -26,7 +26,7 @@ from experiments.studies.moments import (
     Moments,
     mean_figure,
     measure_moments,
-    moments_table,
+    moments_section,
     read_matrices,
 )
 from experiments.studies.report import trajectory_plot, write_results
@@ -80,7 +80,9 @@ def _run(
         "The same teacher, sequences and rate: does it matter which form the loss of "
         "on-policy distillation has?",
         {
-            "Noise of the gradients": [moments_table(moments, "the whole reverse KL")],
+            **moments_section(
+                "Noise of the gradients", moments, "the whole reverse KL"
+            ),
             "Geometry, with the papers' numbers": [beside_table(arms)],
             "Trajectories": [trajectory_plot(arms, styles)],
         },
@@ -93,19 +95,22 @@ def claims(arms: dict[str, Measured], moments: Moments) -> list[Verdict]:
 
     def log_noise(name: str) -> list[float | None]:
         found = mean_figure(moments, name, "noise_to_signal")
-        return [None if x is None else math.log10(x) for x in found]
+        # Of a single token there is no noise, and of 0 no logarithm.
+        return [math.log10(x) if x is not None and x > 0 else None for x in found]
 
     sampled = arms[SAMPLED].gain()
-    found = [
-        Verdict(
-            "The sampled token's gradient is noisier than the whole vocabulary's",
-            "P1, section 2.1: one sample estimates the sum over the vocabulary",
-            "log10 of noise to signal per token, sampled token less reverse KL",
-            "above",
-            0.0,
-            differences(log_noise(SAMPLED), log_noise(WHOLE)),
+    found = []
+    if moments:
+        found.append(
+            Verdict(
+                "The sampled token's gradient is noisier than the whole vocabulary's",
+                "P1, section 2.1: one sample estimates the sum over the vocabulary",
+                "log10 of noise to signal per token, sampled token less reverse KL",
+                "above",
+                0.0,
+                differences(log_noise(SAMPLED), log_noise(WHOLE)),
+            )
         )
-    ]
     for name in arms:
         if name.startswith("top_reverse"):
             found.append(

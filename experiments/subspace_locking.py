@@ -81,7 +81,9 @@ def _run(
                         outside.setdefault(branch.arm, []).append(share)
                     bar.update()
     arms = {
-        name: measure_runs(study, origins[starts[name]], runs)
+        name: measure_runs(
+            study, origins[starts[name]], runs, 0 if name in config.arms else at
+        )
         for name, runs in outcomes.items()
     }
     plain_arms = {name: arms[name] for name in config.arms}

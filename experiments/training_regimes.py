@@ -64,8 +64,8 @@ def _run(
         claims(arms),
         "Training regimes: SFT, OPD, RLVR and offline distillation",
         "One task, one anchor, the same seeds: how differently do four ways of "
-        "training move the weights? SFT is measured from the base, as in arXiv "
-        "2606.07082, and once more from the anchor.",
+        "training move the weights? SFT is measured from the base at ten times OPD's "
+        "rate, as in arXiv 2606.07082, and once more from the anchor at OPD's rate.",
         {
             "Geometry, with the papers' numbers": [beside_table(arms)],
             "Trajectories": [trajectory_plot(arms, styles)],
@@ -84,27 +84,32 @@ def claims(arms: dict[str, Measured]) -> list[Verdict]:
     sft, opd, rlvr = (arms.get(name) for name in ("sft", "opd", "rlvr"))
     sparsity, angle = "bf16_unchanged_fraction", "principal_angle_max_right_deg"
     shift = "normalized_spectral_shift"
-    for more, less, words in ((opd, sft, "OPD, SFT"), (rlvr, opd, "RLVR, OPD")):
+    anchored = arms.get("sft_anchor")
+    alike, same = "SFT from OPD's start at its rate", "ours: same start and rate"
+    for more, less, first, second, control in (
+        (opd, sft, "OPD", "SFT", None),
+        (opd, anchored, "OPD", alike, same),
+        (rlvr, opd, "RLVR", "OPD", None),
+    ):
         if more is None or less is None:
             continue
-        first, second = words.split(", ")
         order(
             f"{first} leaves more weights unchanged in bfloat16 than {second}",
-            "P2, Table 1",
+            control or "P2, Table 1",
             f"share unchanged, {first} less {second}, stored",
             more.value(sparsity),
             less.value(sparsity),
         )
         order(
             f"{second} rotates principal directions further than {first}",
-            "P2, Figure 2",
+            control or "P2, Figure 2",
             f"mean over matrices of the largest angle, {second} less {first}, degrees",
             less.mean(angle, "master"),
             more.mean(angle, "master"),
         )
         order(
             f"{second} shifts singular values further than {first}",
-            "P2, Figure 2",
+            control or "P2, Figure 2",
             f"mean spectral shift, {second} less {first}, masters",
             less.mean(shift, "master"),
             more.mean(shift, "master"),

@@ -32,12 +32,18 @@ class Measured(NamedTuple):
       trajectories: For each seed, the means of `geomjax.analysis.trajectory` over the
         attention matrices (P2's set), a dict a snapshot.
       progress: The snapshots' places in the run, in (0, 1].
+      first_step: Step of the schedule at which the runs start; 0 but for restarts.
     """
 
     runs: list[Outcome]
     summaries: dict[Delta, list[Summary]]
     trajectories: list[list[dict[str, Any]]]
     progress: tuple[float, ...]
+    first_step: int = 0
+
+    def steps(self) -> np.ndarray:
+        """Steps of the schedule at which the runs were evaluated, `[T]`."""
+        return self.first_step + self.runs[0].steps()
 
     def value(self, column: str, kind: Delta = "stored") -> list[float | None]:
         """A pooled column of the whole model, one a seed."""
@@ -71,6 +77,7 @@ class Measured(NamedTuple):
         accuracy = self.accuracy()
         return {
             "learning_rate": self.runs[0].learning_rate,
+            "first_step": self.first_step,
             "seeds": [
                 {
                     "seed": run.seed,
@@ -89,7 +96,9 @@ class Measured(NamedTuple):
         }
 
 
-def measure_runs(study: Study, origin: Params, runs: list[Outcome]) -> Measured:
+def measure_runs(
+    study: Study, origin: Params, runs: list[Outcome], first_step: int = 0
+) -> Measured:
     """Measures the updates from the origin to each snapshot and end of some runs.
 
     `stored` and `master` as in `measure_arm`; trajectories are of the stored update,
@@ -99,6 +108,7 @@ def measure_runs(study: Study, origin: Params, runs: list[Outcome]) -> Measured:
       study: Where the runs were made.
       origin: Parameters that the update counts from.
       runs: One a seed.
+      first_step: Step of the schedule at which they start.
     """
     config = study.world.student.model.config
     source = {
@@ -116,7 +126,7 @@ def measure_runs(study: Study, origin: Params, runs: list[Outcome]) -> Measured:
         steps = kept_steps(study, run)
         paths.append(_path(source["master"], study, run, steps))
     progress = tuple(step / study.config.num_steps for step in steps)
-    return Measured(runs, summaries, paths, progress)
+    return Measured(runs, summaries, paths, progress, first_step)
 
 
 def kept_steps(study: Study, run: Outcome) -> list[int]:

@@ -144,6 +144,8 @@ def measure_moments(
 ) -> Moments:
     """Figures of the second moments at the anchor, for every control, matrix and seed.
 
+    Empty without matrices.
+
     The reference's own leading directions are those of another rollout than the one
     compared, so that its alignment with itself is what sampling noise leaves of 1.
     """
@@ -166,6 +168,7 @@ def measure_moments(
 
 
 MOMENT_COLUMNS = {
+    "tokens": ("tokens", ".0f"),
     "mean square": ("mean_square", ".2e"),
     "noise to signal": ("noise_to_signal", ".3g"),
     "directions": ("participation", ".1f"),
@@ -201,11 +204,20 @@ def moments_table(moments: Moments, reference: str) -> Table:
         columns,
         rows,
         "Of the gradients that single tokens give to one matrix, at the anchor, on the "
-        "first rollout of each run; means over seeds ± 95 % Student half widths. Noise "
-        "to signal: variance over the squared norm of the mean. Directions: "
+        "first rollout of each run; means over seeds ± 95 % Student half widths. "
+        "Tokens: those with weight, under a reward alone those of groups with "
+        "contrast; leading directions of fewer tokens are noisier, and align less. "
+        "Noise to signal: variance over the squared norm of the mean. Directions: "
         "tr(M)^2 / tr(M^2) of M = E[g g^T]. Alignment: of the 16 leading directions "
         f"with those of {reference} on another rollout.",
     )
+
+
+def moments_section(
+    heading: str, moments: Moments, reference: str
+) -> dict[str, list[Table]]:
+    """The section of a report with their table; none where no matrix was measured."""
+    return {heading: [moments_table(moments, reference)]} if moments else {}
 
 
 def mean_figure(moments: Moments, arm: str, figure: str) -> list[float | None]:

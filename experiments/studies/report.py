@@ -56,7 +56,7 @@ def arms_table(arms: Arms) -> Table:
         f"Mean over {seeds} seeds ± half width of the 95 % Student interval. Accuracy: "
         "exact match of greedy completions on the test split; late: mean of the last "
         f"{LATE} evaluations. Reverse KL: KL(student || teacher), whole vocabulary, on "
-        "completions of validation prompts sampled anew.",
+        f"completions of validation prompts sampled anew.{_restarts(arms)}",
     )
 
 
@@ -64,15 +64,24 @@ def accuracy_plot(arms: Arms, styles: Mapping[str, Any]) -> reports.Plot:
     """Test accuracy along training."""
     band, shown = _band(arms)
     curves = {
-        name: plots.Curve(arm.runs[0].steps(), arm.accuracy())
-        for name, arm in arms.items()
+        name: plots.Curve(arm.steps(), arm.accuracy()) for name, arm in arms.items()
     }
     return reports.Plot(
         "accuracy",
         plots.learning_curves(
             curves, y_label="test accuracy", band=band, y_percent=True, styles=styles
         ),
-        f"Greedy accuracy on the test split along training. {shown}",
+        f"Greedy accuracy on the test split along training. {shown}{_restarts(arms)}",
+    )
+
+
+def _restarts(arms: Arms) -> str:
+    """A sentence on the arms that do not start at step 0; empty where all do."""
+    later = [f"{n} from {arm.first_step}" for n, arm in arms.items() if arm.first_step]
+    if not later:
+        return ""
+    return (
+        f" Restarts, shown and counted from the step they start at: {', '.join(later)}."
     )
 
 

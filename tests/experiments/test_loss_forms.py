@@ -52,6 +52,13 @@ def test_smoke(tmp_path):
         assert ours["tokens"] == theirs["tokens"]
         assert min(ours["noise_to_signal"], theirs["noise_to_signal"]) > 0
     assert "The sampled token's gradient" in (workdir / "report.md").read_text()
+    # The finished runs once more, without second moments.
+    config = get_config("smoke")
+    config.moment_matrices = ()
+    again = loss_forms.run(config, workdir)
+    assert again["claims"] == record["claims"][1:]
+    assert again["moments"] == {}
+    assert "Noise of the gradients" not in (workdir / "report.md").read_text()
 
 
 def test_arms_that_others_are_compared_with_must_be_there(tmp_path):

@@ -69,7 +69,7 @@ def test_results_and_report(finished):
     workdir, record = finished
     assert json.loads((workdir / "results.json").read_text()) == record
     assert set(record["arms"]) == set(get_config("smoke").arms)
-    assert len(record["claims"]) == 7
+    assert len(record["claims"]) == 6
     text = (workdir / "report.md").read_text()
     for part in ("alignment with OPD", "cos(m, g)", "moves the weights further"):
         assert part in text

@@ -1,6 +1,7 @@
 """The parts that studies share, and their configurations."""
 
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,17 +12,25 @@ import pytest
 from configs import (
     loss_forms,
     objective_controls,
+    p2,
     subspace_locking,
     training_regimes,
 )
 from experiments import redo
 from experiments.common import provenance
 from experiments.common import workdir as workdirs
+from experiments.common.outcome import Outcome
 from experiments.common.world import TINY_WORLD
+from experiments.loss_forms import claims as form_claims
+from experiments.objective_controls import claims as control_claims
+from experiments.studies.measured import Measured
+from experiments.studies.moments import moments_section
 from experiments.studies.rate import with_rate
+from experiments.studies.report import accuracy_plot, arms_table
 from experiments.studies.settings import base_folder, check_settings
 from experiments.studies.study import snapshot_steps
 from experiments.studies.verdict import Verdict, differences
+from geomjax.analysis import plots
 from geomjax.optim import OptimizerSpec, build
 
 STUDIES = {
@@ -127,6 +136,19 @@ def test_every_variant_builds(name, variant):
 
 
 @pytest.mark.parametrize("name", STUDIES)
+def test_papers_settings_are_those_of_the_recipe(name):
+    """P2's OPD batch, samples and steps, and its kind of reward, for every arm."""
+    config = STUDIES[name].get_config("paper")
+    recipe = p2.get_config("opd")
+    for field in ("prompts_per_step", "samples_per_prompt", "num_steps"):
+        assert config[field] == recipe[field]
+    assert config.prompts_per_step * config.samples_per_prompt == 64
+    assert config.reward.name == p2.get_config("rlvr").reward.name == "math"
+    # Gradients of single tokens, [N, m, n], would not fit.
+    assert config.get("moment_matrices", ()) == ()
+
+
+@pytest.mark.parametrize("name", STUDIES)
 def test_unknown_variants_are_refused(name):
     with pytest.raises(ValueError, match="known: tiny, smoke, paper"):
         STUDIES[name].get_config("large")
@@ -193,3 +215,72 @@ def test_a_study_is_redone_from_its_folder(name, tmp_path, monkeypatch):
     for folder in (first, again):
         assert provenance.read(folder)["experiment"] == name
     assert json.dumps(begun[0]) == json.dumps(begun[1])
+
+
+def measured(*accuracies, first_step=0):
+    """An arm of two seeds, evaluated every 3 steps, with an update of norm 0.1."""
+    rows = [
+        {
+            "kind": "eval",
+            "step": 3 * i,
+            "test_accuracy": accuracy,
+            "validation_reverse_kl": 1.0,
+        }
+        for i, accuracy in enumerate(accuracies)
+    ]
+    rows += [{"kind": "train", "update": 0, "momentum_gradient_cosine": 0.5}]
+    runs = [Outcome(seed, 1e-4, Path(), 1.0, None, 1.0, 0.0, rows) for seed in (0, 1)]
+    summary = {"global": {"relative_frobenius": 0.1}}
+    kinds = {"stored": [summary] * 2, "master": [summary] * 2}
+    return Measured(runs, kinds, [], (), first_step)
+
+
+def test_without_matrices_there_is_no_section_and_no_claim_on_moments():
+    assert moments_section("Noise", {}, "OPD") == {}
+    controls = dict.fromkeys(
+        ("opd", "top_25", "off_policy", "rlvr", "sft"), measured(0.2, 0.3)
+    )
+    found = [claim.source for claim in control_claims(controls, {})]
+    assert found == ["P2, Figure 9", "arXiv 2602.07729"]
+    forms = dict.fromkeys(
+        ("sampled_token", "reverse_kl", "top_reverse_bucket"), measured(0.2, 0.3)
+    )
+    (claim,) = form_claims(forms, {})
+    assert claim.claim == "top_reverse_bucket is as good as the sampled token"
+
+
+def test_the_mechanism_is_tested_where_it_could_fail():
+    names = ("opd", "top_25", "off_policy", "mix_50", "mix_05", "rlvr", "sft")
+    moments = {name: {"m": [{"alignment": 0.5, "tokens": 9.0}] * 2} for name in names}
+    arms = dict.fromkeys(names, measured(0.2, 0.3))
+    claims = [
+        claim.claim.split()[5]
+        for claim in control_claims(arms, moments)
+        if "gradient directions" in claim.claim
+    ]
+    assert claims == ["top_25", "off_policy", "mix_50"]
+    (table,) = moments_section("Moments", moments, "OPD")["Moments"]
+    assert [column.title for column in table.columns][2] == "tokens"
+    assert {row[2].mean for row in table.rows} == {9.0}
+
+
+def test_noise_of_zero_is_undefined():
+    moments = {
+        "sampled_token": {"m": [{"noise_to_signal": x} for x in (100.0, 0.0, 10.0)]},
+        "reverse_kl": {"m": [{"noise_to_signal": x} for x in (10.0, 10.0, None)]},
+    }
+    arms = dict.fromkeys(moments, measured(0.2, 0.3))
+    (claim,) = form_claims(arms, moments)
+    assert claim.samples == (1.0, None, None)
+    assert claim.holds is None
+
+
+def test_restarts_are_shown_from_the_step_they_start_at():
+    arms = {"opd": measured(0.2, 0.3), "opd_free": measured(0.3, 0.4, first_step=40)}
+    assert arms["opd"].steps().tolist() == [0, 3]
+    assert arms["opd_free"].steps().tolist() == [40, 43]
+    said = "the step they start at: opd_free from 40."
+    for block in (arms_table(arms), accuracy_plot(arms, plots.assign_styles([*arms]))):
+        assert block.caption.endswith(said)
+    plain = {"opd": arms["opd"]}
+    assert "start at:" not in arms_table(plain).caption

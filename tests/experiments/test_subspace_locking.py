@@ -99,6 +99,8 @@ def test_the_record_and_the_report(finished):
         *(f"{name}_{how}" for name in REGIMES for how in ("free", "own", "random")),
     }
     assert record["basis_step"] == 2
+    assert record["arms"]["opd"]["first_step"] == 0
+    assert record["arms"]["opd_own"]["first_step"] == 2
     assert len(record["claims"]) == 4
     assert record["arms"]["opd"]["trajectories"][0][0][
         "subspace_similarity_16_chance"

@@ -29,7 +29,13 @@ def test_results_hold_every_arm_and_claim(finished):
     workdir, record = finished
     assert json.loads((workdir / "results.json").read_text()) == record
     assert set(record["arms"]) == ARMS
-    assert len(record["claims"]) == 12
+    assert len(record["claims"]) == 15
+    sources = [claim["source"] for claim in record["claims"]]
+    assert sources.count("ours: same start and rate") == 3
+    assert (
+        record["arms"]["sft_anchor"]["learning_rate"]
+        == (record["arms"]["opd"]["learning_rate"])
+    )
     for claim in record["claims"]:
         assert claim["holds"] in (True, False, None)
         assert len(claim["samples"]) == 2
