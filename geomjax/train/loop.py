@@ -129,7 +129,8 @@ def run(
             )
         resume_step = None
         if restored is not None:
-            state, resume_step = restored.state, int(restored.state.step)
+            state = jax.tree.map(_committed_as, state, restored.state)
+            resume_step = int(state.step)
             _go_to(data, restored.extra)
         del restored
         log = MetricsLog(directory, resume_step=resume_step)
@@ -167,6 +168,16 @@ def run(
                     )
             profiler.between(schedule.num_steps, state)
     return state
+
+
+def _committed_as(like: Any, restored: Any) -> Any:
+    """A restored leaf, tied to its device only if the one it stands for is.
+
+    Orbax ties all to theirs, for which every program would be compiled again.
+    """
+    if isinstance(like, jax.Array) and not like.committed:
+        return jax.device_put(jax.device_get(restored), may_alias=False)
+    return restored
 
 
 def _place(data: DataIterator | None) -> list[Any] | None:

@@ -250,6 +250,39 @@ def test_a_run_stopped_at_any_step_ends_with_the_same_bits(tmp_path, stop):
     assert (directory / FILE).read_bytes() == (tmp_path / "whole" / FILE).read_bytes()
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_run_that_is_resumed_compiles_nothing_again(tmp_path, tied):
+    # Functions of its own: JAX counts programs by function, not by `jit`.
+    step = jax.jit(lambda state, key: _update(state, key), donate_argnums=0)
+    norm = jax.jit(lambda params: optax.tree.norm(params))
+
+    def start():
+        return jax.device_put(_start(), jax.devices()[0]) if tied else _start()
+
+    def advance(state, index):
+        with jax.numpy_rank_promotion("allow"):
+            return step(
+                state, jax.random.fold_in(KEY, jax.device_put(np.uint32(index)))
+            )
+
+    def stopping(state, index):
+        if index == 4:
+            raise _StoppedError
+        return advance(state, index)
+
+    def evaluate(params):
+        return {"norm": float(norm(params))}
+
+    with pytest.raises(_StoppedError):
+        run(tmp_path, start(), stopping, evaluate, SCHEDULE)
+    assert (step._cache_size(), norm._cache_size()) == (1, 1)
+    final = run(tmp_path, start(), advance, evaluate, SCHEDULE)
+    assert (step._cache_size(), norm._cache_size()) == (1, 1)
+    # One that is complete is read back alike.
+    for state in (final, run(tmp_path, start(), advance, evaluate, SCHEDULE)):
+        assert all(leaf.committed == tied for leaf in jax.tree.leaves(state))
+
+
 def test_a_run_that_falls_back_ends_with_the_same_bits(tmp_path):
     expected = run(tmp_path, _start(), _advance, _evaluate, SCHEDULE)
     metrics = (tmp_path / FILE).read_bytes()
