@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from geomjax import hosts
-from geomjax.train.log import read_rows
+from geomjax.train.log import read_rows_from
 
 TRACKERS = ("wandb", "trackio")
 """Packages with `init`, `log` and `finish`, by the names under which they install."""
@@ -109,22 +109,24 @@ class _Feed:
             # Names are taken: by the same experiment in another folder.
             unique = f"{run}-{uuid.uuid4().hex[:8]}"
             self.state = {"tracker": name, "run": unique, "rows": 0}
+        self._offset = self._rows = self._updates = 0
 
     def send(self) -> None:
-        rows = read_rows(self._directory)
-        # As in TensorBoard, evaluations stand at the last update before them.
-        updates = 0
-        for index, row in enumerate(rows):
-            updates = int(row.get("update", updates))
-            if index >= self.state["rows"]:
+        """Sends what the file has gained, but for what an earlier process sent."""
+        rows, self._offset = read_rows_from(self._directory, self._offset)
+        for row in rows:
+            self._rows += 1
+            # As in TensorBoard, evaluations stand at the last update before them.
+            self._updates = int(row.get("update", self._updates))
+            if self._rows > self.state["rows"]:
                 kind = row["kind"]
                 values = {
                     f"{kind}/{name}": value
                     for name, value in row.items()
                     if name not in ("kind", "update")
                 }
-                self._package.log(values, step=updates)
-        self.state["rows"] = len(rows)
+                self._package.log(values, step=self._updates)
+        self.state["rows"] = max(self.state["rows"], self._rows)
         temporary = self._directory / f".{FILE}.tmp"
         temporary.write_text(json.dumps(self.state) + "\n")
         temporary.replace(self._directory / FILE)

@@ -21,11 +21,21 @@ EVENTS = "tensorboard"
 
 def read_rows(directory: Path) -> list[dict[str, Any]]:
     """The rows of a run's metrics file; a last line that was cut off is left out."""
+    return read_rows_from(directory, 0)[0]
+
+
+def read_rows_from(directory: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
+    """The rows after `offset` bytes of a run's metrics file, and the next row's offset.
+
+    A run that is resumed writes a new file, whose bytes are the same up to its end.
+    """
     path = directory / FILE
     if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")[:-1]
-    return [json.loads(line) for line in lines]
+        return [], offset
+    with path.open("rb") as file:
+        file.seek(offset)
+        *lines, cut_off = file.read().split(b"\n")
+        return [json.loads(line) for line in lines], file.tell() - len(cut_off)
 
 
 class MetricsLog:
@@ -67,7 +77,7 @@ class MetricsLog:
         self._events = _open_events(directory / EVENTS, purge_from)
 
     def write(self, kind: str, step: int, values: Mapping[str, float | int]) -> None:
-        """Adds a row.
+        """Adds a row, which other readers of the file then find.
 
         Args:
           kind: "train" or "eval".
@@ -81,6 +91,7 @@ class MetricsLog:
         if not self._open:
             return
         self._file.write(_line({"kind": kind, "step": step, **values}))
+        self._file.flush()
         self._updates = int(values.get("update", self._updates))
         self._show(kind, {n: v for n, v in values.items() if n != "update"})
         if kind == "eval":
@@ -100,7 +111,6 @@ class MetricsLog:
         """Returns when all rows are on disk."""
         if self._open:
             self._timing.flush()
-            self._file.flush()
             os.fsync(self._file.fileno())
 
     def close(self) -> None:

@@ -6,8 +6,9 @@ from contextlib import closing
 
 import pytest
 
+from experiments.common import tracking
 from experiments.common.tracking import TRACKERS, load_tracker, tracked
-from geomjax.train.log import MetricsLog
+from geomjax.train.log import MetricsLog, read_rows, read_rows_from
 
 STUB = """
 import json
@@ -50,12 +51,10 @@ def train(folder, name, steps, resume_step=None, stop_after=None):
         for step in range(1 + (resume_step or 0), steps + 1):
             for update in (2 * step - 1, 2 * step):
                 log.write("train", step, {"update": update, "loss": 1.0 / update})
-            log.sync()
             if step == stop_after:
                 raise KeyboardInterrupt
             on_step(step, {})
         log.write("eval", steps, {"accuracy": 0.5})
-        log.sync()
 
 
 def sent(name):
@@ -97,6 +96,34 @@ def test_a_run_that_was_killed_goes_on_and_repeats_nothing(stub, tmp_path):
     assert len(names) == 2
     assert len(set(names)) == 1
     assert len(calls(stub)) > before
+
+
+def test_rows_that_were_sent_are_not_sent_again(stub, tmp_path):
+    """Killed in step 3, then in step 2, both times before anything was saved."""
+    folder = tmp_path / "run"
+    for stop in (3, 2):
+        with pytest.raises(KeyboardInterrupt):
+            train(
+                folder, stub, 3, resume_step=0 if stop == 2 else None, stop_after=stop
+            )
+        assert sent(stub) == EXPECTED[:5]
+    train(folder, stub, 3, resume_step=0)
+    assert sent(stub)[:5] == EXPECTED[:5]
+    assert [step for _, step in sent(stub)] == [0, 1, 2, 3, 4, 5, 6, 6]
+
+
+def test_a_row_is_read_once(stub, tmp_path, monkeypatch):
+    read = []
+
+    def recorded(*given):
+        rows, offset = read_rows_from(*given)
+        read.extend(rows)
+        return rows, offset
+
+    monkeypatch.setattr(tracking, "read_rows_from", recorded)
+    train(tmp_path / "run", stub, 5)
+    assert read == read_rows(tmp_path / "run")
+    assert len(sent(stub)) == len(read) == 12
 
 
 def test_none_is_asked_for_and_none_is_imported(tmp_path):

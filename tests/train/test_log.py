@@ -12,7 +12,7 @@ from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 
-from geomjax.train.log import FILE, TIMING, MetricsLog, read_rows
+from geomjax.train.log import FILE, TIMING, MetricsLog, read_rows, read_rows_from
 
 
 def _write(log, first, last, *, updates=2):
@@ -138,12 +138,27 @@ def test_a_temporary_file_of_a_killed_process_is_replaced(tmp_path):
     assert sorted(os.listdir(tmp_path)) == [FILE, "tensorboard", TIMING]
 
 
-def test_sync_makes_rows_visible_to_other_readers(tmp_path):
+def test_a_row_is_visible_to_other_readers_once_it_is_written(tmp_path):
     log = MetricsLog(tmp_path, resume_step=None)
     _write(log, 1, 1)
-    log.sync()
     assert len(read_rows(tmp_path)) == 2
     log.close()
+
+
+def test_rows_are_read_on_from_where_they_ended(tmp_path):
+    _uninterrupted(tmp_path, 3)
+    rows, whole = read_rows(tmp_path), (tmp_path / FILE).read_bytes()
+    assert read_rows_from(tmp_path, 0) == (rows, len(whole))
+    assert read_rows_from(tmp_path, len(whole)) == ([], len(whole))
+    first, offset = [], 0
+    for end in range(0, len(whole) + 1, 13):  # As a file that grows.
+        (tmp_path / FILE).write_bytes(whole[:end])
+        more, offset = read_rows_from(tmp_path, offset)
+        first += more
+        assert whole[:offset].count(b"\n") == len(first)
+    (tmp_path / FILE).write_bytes(whole)
+    assert first + read_rows_from(tmp_path, offset)[0] == rows
+    assert read_rows_from(tmp_path / "none", 5) == ([], 5)
 
 
 def test_events_hold_every_scalar_by_update(tmp_path):
