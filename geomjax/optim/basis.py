@@ -40,8 +40,7 @@ def leading_right_basis(
     def of_leaf(path: Path, leaf: Any, role: Role) -> Any:
         if role.kind not in kinds:
             return None
-        _check_rank(path, leaf.shape, rank, problems)
-        if problems:
+        if not _has_rank(path, leaf.shape, rank, problems):
             return None
         wide = np.asarray(leaf, np.float64)
         values, right = np.linalg.svd(wide, full_matrices=False)[1:]
@@ -86,8 +85,7 @@ def random_basis(
         place = next(count)
         if role.kind not in kinds:
             return None
-        _check_rank(path, leaf.shape, rank, problems)
-        if problems:
+        if not _has_rank(path, leaf.shape, rank, problems):
             return None
         shape = (*leaf.shape[:-2], leaf.shape[-1], rank)
         draw = jax.random.normal(jax.random.fold_in(key, place), shape, jnp.float32)
@@ -146,14 +144,17 @@ def load_basis(directory: str | os.PathLike[str], params: Any, roles: Roles) -> 
     return basis
 
 
-def _check_rank(
+def _has_rank(
     path: Path, shape: tuple[int, ...], rank: int, problems: list[str]
-) -> None:
-    if not 1 <= rank <= min(shape[-2:]):
-        problems.append(
-            f"{dotted(path)}: a matrix {list(shape[-2:])} has ranks from 1 to "
-            f"{min(shape[-2:])}"
-        )
+) -> bool:
+    """Whether matrices of a shape have bases of a rank; if not, that is a problem."""
+    if 1 <= rank <= min(shape[-2:]):
+        return True
+    problems.append(
+        f"{dotted(path)}: a matrix {list(shape[-2:])} has ranks from 1 to "
+        f"{min(shape[-2:])}"
+    )
+    return False
 
 
 def _raise(problems: list[str], rank: int) -> None:

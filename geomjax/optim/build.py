@@ -33,6 +33,7 @@ class OptimizerSpec:
       kwargs: further keyword arguments of the optimizer, as in `make`.
       stored: "nearest" or "stochastic" to round the parameters to bfloat16 after each
         update, as in `stored_bfloat16`; None keeps float32 masters.
+      stored_seed: seed of the draws of stochastic rounding.
     """
 
     name: str
@@ -45,6 +46,7 @@ class OptimizerSpec:
     decay_kinds: tuple[str, ...] | None = None
     kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     stored: str | None = None
+    stored_seed: int = 0
 
 
 def build(
@@ -116,5 +118,5 @@ def build(
     if mask is not None and not packs:
         tx = coordinate_mask(mask, tx)
     if spec.stored is not None:
-        tx = stored_bfloat16(spec.stored, tx)
+        tx = stored_bfloat16(spec.stored, tx, seed=spec.stored_seed)
     return tx

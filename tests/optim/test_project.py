@@ -214,6 +214,20 @@ def test_ranks_that_no_matrix_has_are_refused(rank, draw, roles):
         assert "a matrix [6, 4] has ranks from 1 to 4" in str(caught.value)
 
 
+def test_every_matrix_without_the_directions_is_named(draw, roles):
+    """Of the two, one has too few directions in its shape, the other in its values."""
+    delta = draw(0)
+    mlp = delta["layers"]["mlp"]
+    mlp["down_proj"]["weight"] = mlp["down_proj"]["weight"][..., :1]
+    mlp["up_proj"]["weight"] = jnp.zeros_like(mlp["up_proj"]["weight"])
+    with pytest.raises(ValueError, match="a basis of rank 2") as caught:
+        leading_right_basis(delta, 2, roles)
+    _, *problems = str(caught.value).split("\n")
+    assert len(problems) == 2
+    assert "down_proj.weight: a matrix" in problems[0]
+    assert "up_proj.weight: the update has fewer than 2 directions" in problems[1]
+
+
 def spoiled(basis, how):
     mlp = basis["layers"]["mlp"]
     up = np.asarray(mlp["up_proj"]["weight"])
