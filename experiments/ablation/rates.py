@@ -1,5 +1,6 @@
 """The choice of a learning rate, on the validation split."""
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,7 +32,7 @@ def choose(name: str, rates: list[Rate], *, accuracy: bool) -> Rate:
     """The rate that is best on the validation split.
 
     By late accuracy, mean over seeds; by late divergence where there are no answers, or
-    where no rate answers anything right.
+    where no rate answers anything right. A score that is not a number is the worst.
 
     Args:
       name: The arm's, for errors.
@@ -48,9 +49,11 @@ def choose(name: str, rates: list[Rate], *, accuracy: bool) -> Rate:
             + "\n".join(f"  {rate.learning_rate:g}: {rate.error}" for rate in rates)
         )
 
-    def quality(rate: Rate) -> tuple[float, float]:
+    def quality(rate: Rate) -> tuple[float, ...]:
         right = np.mean(rate.late("validation_accuracy")) if accuracy else 0.0
-        return float(right), -float(np.mean(rate.late("validation_reverse_kl")))
+        near = -np.mean(rate.late("validation_reverse_kl"))
+        # Every comparison with NaN is false, so that it would keep the first place.
+        return tuple(-math.inf if np.isnan(x) else float(x) for x in (right, near))
 
     return max(finished, key=quality)
 

@@ -54,6 +54,16 @@ def test_a_rate_that_diverged_is_never_chosen():
         choose("x", [bad], accuracy=True)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_score_that_is_no_number_is_never_chosen(order):
+    nan = float("nan")
+    bad, good = rate(1.0, [0.9, nan], 0.1), rate(1e-4, [0.0], 2.0)
+    assert choose("x", [bad, good][::order], accuracy=True) is good
+    far = rate(1.0, [0.0], nan)
+    for accuracy in (True, False):
+        assert choose("x", [far, good][::order], accuracy=accuracy) is good
+
+
 def test_the_edge_is_of_what_did_not_diverge():
     low, middle, high = (rate(r, [0.1]) for r in (1e-4, 1e-3, 1e-2))
     assert not at_edge([low, middle, high], middle)
