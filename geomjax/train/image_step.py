@@ -13,9 +13,11 @@ from geomjax.train.step import (
     Sampling,
     Step,
     TrainState,
+    check_split,
     make_update,
-    mini_batch,
     rollout,
+    split_rows,
+    update_on,
 )
 from geomjax.typing import LanguageModel, Params
 
@@ -58,12 +60,7 @@ def make_image_distill_step(
     def step(
         state: TrainState, teacher_params: Params, prompts: PromptBatch, images, key
     ):
-        count = prompts.tokens.shape[0]
-        if count % mini_batches:
-            raise ValueError(
-                f"{count} prompts cannot be split into {mini_batches} mini-batches; "
-                "the samples of a prompt belong to one update"
-            )
+        check_split(prompts, mini_batches)
         images = jax.tree.map(
             lambda x: jnp.repeat(x, sampling.samples_per_prompt, axis=0), images
         )
@@ -74,19 +71,13 @@ def make_image_distill_step(
             drawn, images = part
             models = student.with_images(images), teacher.with_images(images)
             update = make_update(objective(*models), tx, micro_batches=1)
-            batch = mini_batch(drawn, sampling.max_new_tokens)
-            params, opt_state, metrics = update(
-                carry[0], carry[1], teacher_params, batch
-            )
-            lengths = drawn.completion.sum(axis=-1, dtype=jnp.float32)
-            metrics["completion_tokens"] = lengths.mean()
-            return (params, opt_state), metrics
+            last = sampling.max_new_tokens
+            return update_on(update, carry, teacher_params, drawn, last)
 
-        parts = jax.tree.map(
-            lambda x: x.reshape(mini_batches, -1, *x.shape[1:]), (drawn, images)
+        parts = split_rows((drawn, images), mini_batches)
+        (params, opt_state), metrics = jax.lax.scan(
+            body, (state.params, state.opt_state), parts
         )
-        carry = state.params, state.opt_state
-        (params, opt_state), metrics = jax.lax.scan(body, carry, parts)
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return jax.jit(step, donate_argnums=0)

@@ -34,6 +34,7 @@ from geomjax.train.step import (
     make_update,
     mini_batch,
     rollout,
+    split_rows,
 )
 from geomjax.typing import LanguageModel, Params, PRNGKey
 
@@ -230,17 +231,10 @@ def make_learn(
             metrics["skipped"] = 1 - taken.astype(jnp.float32)
             return carry, metrics
 
-        parts = _split((drawn, signal.advantages, lengths), mini_batches)
+        parts = split_rows((drawn, signal.advantages, lengths), mini_batches)
         (params, opt_state), metrics = jax.lax.scan(
             body, (state.params, state.opt_state), parts
         )
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return jit_step(learn, layout)
-
-
-def _split(tree: Any, parts: int) -> Any:
-    rows = jax.tree.leaves(tree)[0].shape[0]
-    if rows % parts:
-        raise ValueError(f"{rows} sequences cannot be split into {parts} mini-batches")
-    return jax.tree.map(lambda x: x.reshape(parts, rows // parts, *x.shape[1:]), tree)

@@ -37,6 +37,10 @@ StepMetrics = dict[str, Float[Array, " u"]]
 
 Step = Callable[..., tuple[TrainState, StepMetrics]]
 
+Update = Callable[
+    [Params, Any, Params, Batch], tuple[Params, Any, dict[str, Float[Array, ""]]]
+]
+
 
 def init_state(
     params: Params, tx: optax.GradientTransformation, layout: TrainState | None = None
@@ -101,7 +105,7 @@ def accumulate_gradients(
     return jax.lax.scan(body, of_part(first), rest)[0]
 
 
-def _split_rows(tree: Any, parts: int) -> Any:
+def split_rows(tree: Any, parts: int) -> Any:
     """Reshapes the rows `[B, ...]` of every leaf to `[parts, B / parts, ...]`."""
     rows = jax.tree.leaves(tree)[0].shape[0]
     if rows % parts:
@@ -110,7 +114,7 @@ def _split_rows(tree: Any, parts: int) -> Any:
 
 
 def _split_first(tree: Any, parts: int) -> tuple[Any, Any]:
-    split = _split_rows(tree, parts)
+    split = split_rows(tree, parts)
     return jax.tree.map(lambda x: x[0], split), jax.tree.map(lambda x: x[1:], split)
 
 
@@ -120,9 +124,7 @@ def make_update(
     *,
     micro_batches: int,
     layout: TrainState | None = None,
-) -> Callable[
-    [Params, Any, Params, Batch], tuple[Params, Any, dict[str, Float[Array, ""]]]
-]:
+) -> Update:
     """One optimizer update from a mini-batch, as a pure function.
 
     Args:
@@ -269,6 +271,35 @@ def mini_batch(part: Rollout, max_new_tokens: int) -> Batch:
     )
 
 
+def check_split(prompts: PromptBatch, mini_batches: int) -> None:
+    """Raises ValueError unless every mini-batch gets as many whole prompts."""
+    count = prompts.tokens.shape[0]
+    if count % mini_batches:
+        raise ValueError(
+            f"{count} prompts cannot be split into {mini_batches} mini-batches; "
+            "the samples of a prompt belong to one update"
+        )
+
+
+def update_on(
+    update: Update,
+    carry: tuple[Params, Any],
+    teacher_params: Params,
+    part: Rollout,
+    max_new_tokens: int,
+) -> tuple[tuple[Params, Any], dict[str, Float[Array, ""]]]:
+    """An update of parameters and optimizer state on one part of a rollout.
+
+    The metrics are those of `make_update` and `completion_tokens`, the mean length of a
+    completion in the part.
+    """
+    batch = mini_batch(part, max_new_tokens)
+    *updated, metrics = update(*carry, teacher_params, batch)
+    lengths = part.completion.sum(axis=-1, dtype=jnp.float32)
+    metrics["completion_tokens"] = lengths.mean()
+    return tuple(updated), metrics
+
+
 def make_distill_step(
     student: LanguageModel,
     objective: Objective,
@@ -301,28 +332,15 @@ def make_distill_step(
     update = make_update(objective, tx, micro_batches=micro_batches, layout=layout)
 
     def step(state: TrainState, teacher_params: Params, prompts: PromptBatch, key):
-        count = prompts.tokens.shape[0]
-        if count % mini_batches:
-            raise ValueError(
-                f"{count} prompts cannot be split into {mini_batches} mini-batches; "
-                "the samples of a prompt belong to one update"
-            )
+        check_split(prompts, mini_batches)
         drawn = rollout(student, state.params, prompts, key, sampling)
 
         def body(carry, part):
-            params, opt_state = carry
-            params, opt_state, metrics = update(
-                params,
-                opt_state,
-                teacher_params,
-                mini_batch(part, sampling.max_new_tokens),
-            )
-            lengths = part.completion.sum(axis=-1, dtype=jnp.float32)
-            metrics["completion_tokens"] = lengths.mean()
-            return (params, opt_state), metrics
+            last = sampling.max_new_tokens
+            return update_on(update, carry, teacher_params, part, last)
 
         (params, opt_state), metrics = jax.lax.scan(
-            body, (state.params, state.opt_state), _split_rows(drawn, mini_batches)
+            body, (state.params, state.opt_state), split_rows(drawn, mini_batches)
         )
         return TrainState(state.step + 1, params, opt_state), metrics
 
