@@ -31,6 +31,13 @@ _hook = install_import_hook("geomjax", "beartype.beartype")
 _hook.__enter__()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _programs_of_one_module():
+    """Lets go of a module's programs at its end; a worker would grow to gigabytes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def sandbox():
     """Skips where the kernel grants no isolation: the sandbox then refuses to run.
