@@ -19,6 +19,7 @@ out.
 """
 
 import dataclasses
+import inspect
 import json
 import os
 import tempfile
@@ -251,7 +252,10 @@ def peer_passes(
         return finished(model(inputs, use_cache=True, logits_to_keep=1))
 
     first = prefill()
-    cache = first.past_key_values
+    # Its name from transformers 5.24 on, and the one before.
+    forward_takes = inspect.signature(model.forward).parameters
+    name = "cache" if "cache" in forward_takes else "past_key_values"
+    cache = first[name]
 
     @torch.inference_mode()
     def decode() -> Any:
@@ -260,7 +264,7 @@ def peer_passes(
         token = first.logits[:, -1:].argmax(-1)
         chosen = []
         for _ in range(new_tokens):
-            out = model(token, past_key_values=cache, use_cache=True)
+            out = model(token, use_cache=True, **{name: cache})
             token = out.logits[:, -1:].argmax(-1)
             chosen.append(token)
         return finished(torch.cat(chosen, dim=1))

@@ -61,13 +61,14 @@ def _reflected(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def truth(values: np.ndarray) -> dict[str, float]:
     """Columns of D that follow from its singular values."""
+    values = values[None]  # A stack of one, as the kernels take them.
     out = {
-        "delta_frobenius": np.linalg.norm(values),
-        "spectral_norm": values[0],
+        "delta_frobenius": np.linalg.norm(values, axis=-1),
+        "spectral_norm": values[:, 0],
         "stable_rank": spectrum.stable_rank(values),
         "entropy_rank": spectrum.entropy_rank(values),
         "hill_exponent_K": spectrum.hill_exponent(
-            values, spectrum.default_hill_rank(len(values))
+            values, spectrum.default_hill_rank(values.shape[-1])
         ),
     }
     out |= {
@@ -77,7 +78,7 @@ def truth(values: np.ndarray) -> dict[str, float]:
         f"rank_fraction_1e-0{i}": spectrum.rank_fraction(values, 10.0**-i)
         for i in (4, 5, 6)
     }
-    return {name: float(value) for name, value in out.items()}
+    return {name: value.item() for name, value in out.items()}
 
 
 def describe(pair: Pair) -> str:

@@ -209,6 +209,8 @@ def _spectra(x: Reductions, plan: StackPlan, needs: Needs) -> Spectra | None:
         return None
     (wanted,) = angles[0].settings
     k = rank_of_angles(x.r, None if wanted is None else int(wanted))
+    if k == 0:  # Matrices of one row have no angles.
+        return None
     defined = x.both_defined(k)[:, None]
 
     def degrees(side):

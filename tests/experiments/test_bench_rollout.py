@@ -1,3 +1,4 @@
+import dataclasses
 import importlib.util
 
 import jax
@@ -134,7 +135,7 @@ def test_another_model_is_not_compared(tmp_path):
     pytest.importorskip("torch")
     benchmarks.write_checkpoint(tmp_path, MICRO, seed=0)
     loaded = load(tmp_path)
-    other = loaded._replace(params=loaded.model.init(jax.random.key(1)))
+    other = dataclasses.replace(loaded, params=loaded.model.init(jax.random.key(1)))
     prompts = benchmarks.prompt_batch(MICRO)
     with pytest.raises(ValueError, match="do not run the same model"):
         bench_rollout.transformers_generate(tmp_path, other, prompts, MICRO)

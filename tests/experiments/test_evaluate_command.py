@@ -165,6 +165,8 @@ def test_a_run_that_was_killed_ends_with_the_same_bytes(compared, tmp_path):
     files = sorted(p.relative_to(whole) for p in whole.rglob("*") if p.is_file())
     assert len(files) >= 8
     for file in files:
+        if file.name == "provenance.json":  # Lists the starts, of which there are two.
+            continue
         assert (killed / file).read_bytes() == (whole / file).read_bytes(), file
 
 

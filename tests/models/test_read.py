@@ -110,6 +110,8 @@ def test_a_mesh_that_does_not_divide_is_refused_before_anything_is_read():
     source = RecordingSource(variant(hidden_size=20))
     with pytest.raises(ValueError, match=r"norm\.weight: 20 embed over fsdp=8"):
         read(source, variant(hidden_size=20), mesh_from_string("fsdp=8"))
+    assert not source.reads
+    source = RecordingSource(CONFIG)
     with pytest.raises(
         ValueError, match=r"kv_heads: 2 kv_heads over tensor=4"
     ) as error:
