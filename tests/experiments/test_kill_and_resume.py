@@ -137,7 +137,7 @@ SPECIAL = {
 
 def _files(workdir: Path) -> set[Path]:
     found = {path.relative_to(workdir) for path in workdir.rglob("*") if path.is_file()}
-    aside = {"checkpoints", "tensorboard", "timing.jsonl"}
+    aside = {"checkpoints", "tensorboard", "timing.jsonl", "provenance.json"}
     return {p for p in found if not aside & set(p.parts)}
 
 

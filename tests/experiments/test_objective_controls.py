@@ -126,9 +126,10 @@ def test_token_gradients_sum_to_the_gradient_of_the_first_update(study):
     batch = batch._replace(advantages=signal.advantages)
     gradient = jax.grad(objective, has_aux=True)(params, teacher, batch)[0]
     expected = np.asarray(hf.leaf(gradient, matrix.path)[matrix.place])
-    np.testing.assert_allclose(
-        each.mean(axis=0).reshape(expected.shape), expected, rtol=1e-3, atol=1e-7
-    )
+    # Where the terms of a sum cancel, what is left of it is their rounding.
+    difference = np.abs(each.mean(axis=0).reshape(expected.shape) - expected)
+    terms = np.abs(each).mean(axis=0).reshape(expected.shape)
+    assert (difference <= 1e-3 * np.abs(expected) + 1e-5 * terms).all()
     dropped = (each == 0).all(axis=1).mean()
     assert 0.5 < dropped < 0.8
 
