@@ -5,20 +5,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.common.arm_geometry import CONVERT, METRICS, mean_of
+from experiments.common.arm_geometry import CONVERT, mean_of
 from experiments.common.outcome import Outcome, late
 from experiments.studies.study import Study
-from geomjax.analysis import DEFAULT, measure, summarize
+from geomjax.analysis import default_metrics, measure, summarize
 from geomjax.analysis.trajectory import average, trajectory
 from geomjax.checkpoints import DictSource, SafetensorsSource
 from geomjax.models import hf
 from geomjax.typing import Params
 from geomjax.update import Delta
 
-STUDY_METRICS = (
-    *METRICS,
-    *(m for m in DEFAULT if m.name in ("principal_angles", "spectral_shift")),
+MASK_RANK, MASK_DENSITY = 2, 0.3
+"""P2's own masks: rank 64 of width 4,096 (here of 128), and its Figure 3's density."""
+
+STUDY_METRICS = tuple(
+    metric
+    for metric in default_metrics(mask_rank=MASK_RANK, mask_density=MASK_DENSITY)
+    if metric.name != "rotation"  # In the tables of neither paper.
 )
+
+GROUP_COLUMNS = ("relative_frobenius", "energy_share", "bf16_unchanged_fraction")
+"""What results.json holds of each module group (P1, Table 3)."""
 
 Summary = dict[str, Any]
 
@@ -91,9 +98,20 @@ class Measured(NamedTuple):
                 kind: mean_of([s["global"] for s in summaries])
                 for kind, summaries in self.summaries.items()
             },
+            "groups": {
+                kind: mean_of([_of_groups(s) for s in summaries])
+                for kind, summaries in self.summaries.items()
+            },
             "progress": list(self.progress),
             "trajectories": self.trajectories,
         }
+
+
+def _of_groups(summary: Summary) -> dict[str, dict[str, float | None]]:
+    return {
+        group: {column: part[column] for column in GROUP_COLUMNS}
+        for group, part in summary["groups"].items()
+    }
 
 
 def measure_runs(
