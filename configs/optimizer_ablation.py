@@ -6,7 +6,8 @@ r"""On-policy distillation with AdamW, SGD and subnetwork masks (P1, Figure 3).
 
 Variants: `default` (the tiny world, minutes on 2 CPU cores), `smoke` (under a minute),
 `sweep` (learning rates chosen on the validation split), `optimizers` (nine optimizers
-without masks and one by import path, each at the best of four rates).
+without masks and one by import path, each at the best of four rates),
+`optimizers_smoke` (three of them at two rates, under two minutes).
 
 P1 = arXiv 2606.13657. "ours" marks what the paper does not give, or what the tiny world
 changes; the README lists all of it.
@@ -18,7 +19,7 @@ from configs import shared
 
 
 def get_config(variant: str = "default") -> ml_collections.ConfigDict:
-    """The configuration of a variant: default, smoke or sweep."""
+    """The configuration of a variant: default, smoke, sweep or of the optimizers."""
     config = ml_collections.ConfigDict(
         {
             # Hugging Face checkpoint folders, and prompts: a JSONL file of {prompt,
@@ -124,13 +125,7 @@ def get_config(variant: str = "default") -> ml_collections.ConfigDict:
         }
     )
     if variant == "smoke":
-        config.num_steps = 8
-        config.seeds = (0,)
-        config.evaluate_every = 4
-        config.save_every = 4
-        config.validation_fraction = 0.01
-        config.test_fraction = 0.01
-        config.evaluation_batch = 64
+        _shrink(config)
     elif variant == "sweep":
         config.optimizers.adamw.learning_rates = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
         config.optimizers.sgd.learning_rates = (1e-3, 3e-3, 1e-2)
@@ -139,11 +134,31 @@ def get_config(variant: str = "default") -> ml_collections.ConfigDict:
         config.arms = {
             name: {"optimizer": name, "mask": "none"} for name in config.optimizers
         }
+    elif variant == "optimizers_smoke":
+        _shrink(config)
+        table = _optimizers(config.optimizers.adamw.options.to_dict())
+        kept = {name: table[name] for name in ("adamw", "muon", "adopt")}
+        for optimizer in kept.values():
+            optimizer["learning_rates"] = optimizer["learning_rates"][:2]
+        config.optimizers = kept
+        config.arms = {name: {"optimizer": name, "mask": "none"} for name in kept}
     elif variant != "default":
         raise ValueError(
-            f"variant {variant!r}; known: default, smoke, sweep, optimizers"
+            f"variant {variant!r}; known: default, smoke, sweep, optimizers, "
+            "optimizers_smoke"
         )
     return config
+
+
+def _shrink(config: ml_collections.ConfigDict) -> None:
+    """Makes a configuration one of the suite."""
+    config.num_steps = 8
+    config.seeds = (0,)
+    config.evaluate_every = 4
+    config.save_every = 4
+    config.validation_fraction = 0.01
+    config.test_fraction = 0.01
+    config.evaluation_batch = 64
 
 
 def _optimizers(adamw: dict) -> dict[str, dict]:

@@ -39,28 +39,29 @@ def render_markdown(report: Report) -> str:
                 parts.append(f"![{number}](figures/{block.name}.png)")
                 parts.append(f"**{number}.** {caption}")
             else:
-                parts.append(_block(block))
+                parts.append(render_block(block))
     return "\n\n".join(parts) + "\n"
 
 
 @functools.singledispatch
-def _block(block: Block) -> str:
+def render_block(block: Block) -> str:
+    """Renders one block that is no plot."""
     raise TypeError(f"a report has no block of type {type(block).__name__}")
 
 
-@_block.register
+@render_block.register
 def _paragraph(text: str) -> str:
     return escape_markdown(text)
 
 
-@_block.register
+@render_block.register
 def _code(code: Code) -> str:
     longest = max(map(len, re.findall(r"`+", code.text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}text\n{code.text}\n{fence}"
 
 
-@_block.register
+@render_block.register
 def _claims(block: Claims) -> str:
     return "\n".join(
         f"- **{VERDICTS[claim.holds][1]}** {escape_markdown(claim.claim)}  \n"
@@ -69,7 +70,7 @@ def _claims(block: Claims) -> str:
     )
 
 
-@_block.register
+@render_block.register
 def _links(links: Links) -> str:
     return "\n".join(
         f"- [{escape_markdown(text)}](./{quote(path)})"
@@ -77,13 +78,13 @@ def _links(links: Links) -> str:
     )
 
 
-@_block.register
+@render_block.register
 def _browser(browser: Browser) -> str:
     count = len(browser.entries)
     return f"{escape_markdown(browser.caption)} ({count} in the HTML page.)"
 
 
-@_block.register
+@render_block.register
 def _facts(facts: Facts) -> str:
     rows = [
         f"| {escape_markdown(key)} | {escape_markdown(value)} |"
@@ -93,7 +94,7 @@ def _facts(facts: Facts) -> str:
     return "\n".join([head, *rows])
 
 
-@_block.register
+@render_block.register
 def _table(table: Table) -> str:
     best = table.highlighted()
     lines = [

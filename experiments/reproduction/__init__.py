@@ -1,0 +1,1 @@
+"""All studies as one run, and the papers' tables and figures beside their results."""

@@ -1,0 +1,180 @@
+"""REPRODUCTION.md: the papers' tables and figures, ours beside theirs, and claims."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from experiments.published.tables import PublishedColumn
+from experiments.reproduction.items import Item, load_items
+from experiments.reproduction.plan import Entry
+from experiments.reproduction.results import Results, measured
+from geomjax.analysis.report import Cell, Claims, Code, Column, Table
+from geomjax.analysis.report.markdown import escape_markdown, render_block
+
+NAME = "REPRODUCTION.md"
+FIGURES = "figures"
+PAPERS = {
+    "P1": "Dense Supervision, Sparse Updates (P1, arXiv 2606.13657)",
+    "P2": "On the Geometry of On-Policy Distillation (P2, arXiv 2606.07082)",
+}
+LEAD = (
+    "Every table and figure of the two papers, with what this project's bundled tiny "
+    "world gives beside what they print. The papers' models have 1 to 14 billion "
+    "parameters and are not at hand; the tiny world has a width of 128 and a task of "
+    "its own, so numbers cannot agree, and what is compared is orders and signs. Every "
+    "claim was written down with its statistic and threshold before a run; one that "
+    "does not hold is a finding."
+)
+UNIT_NOTE = (
+    "Papers' rows are their single runs; ours are means over three seeds. Stored: "
+    "updates as bfloat16 checkpoints hold them. Master: of the float32 parameters."
+)
+
+
+class Status(NamedTuple):
+    """What became of a study.
+
+    Attributes:
+      entry: The study.
+      state: `finished`, `not run`, or what went wrong.
+      wall_s: Seconds that it took over all starts; None where not known.
+      cpu_s: Seconds of processor time, likewise.
+    """
+
+    entry: Entry
+    state: str
+    wall_s: float | None
+    cpu_s: float | None
+
+
+def write_document(
+    workdir: Path,
+    statuses: Sequence[Status],
+    found: Mapping[str, Results],
+    command: str,
+    *,
+    smoke: bool,
+) -> Path:
+    """Writes the document and the figures that it shows.
+
+    Args:
+      workdir: Folder of the lot; gets `REPRODUCTION.md` and `figures`.
+      statuses: What became of each study.
+      found: Finished studies, by name.
+      command: The command that makes it again.
+      smoke: Whether the studies were run at their smallest.
+
+    Returns:
+      Path of the document.
+    """
+    parts = ["# Reproduction", escape_markdown(LEAD)]
+    if smoke:
+        parts.append(
+            "**A smoke run: every study at its smallest. Its numbers mean nothing.**"
+        )
+    parts += ["## How it was made", render_block(Code(command))]
+    parts += [_statuses(statuses, smoke=smoke), _environment(found)]
+    parts += ["## Claims", *_claims(statuses, found)]
+    items = load_items()
+    for paper, title in PAPERS.items():
+        parts += [f"## {title}", UNIT_NOTE]
+        for item in items:
+            if item.paper == paper:
+                parts += _item(item, workdir, found)
+    path = workdir / NAME
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def _statuses(statuses: Sequence[Status], *, smoke: bool) -> str:
+    times = [(s.wall_s, s.cpu_s) for s in statuses]
+    columns = [Column(t, align="left") for t in ("study", "command", "outcome")]
+    columns += [Column("wall time, s", spec=".0f"), Column("CPU time, s", spec=".0f")]
+    rows: list[list[Cell]] = [
+        [s.entry.name, s.entry.command(smoke=smoke), s.state, s.wall_s, s.cpu_s]
+        for s in statuses
+    ]
+    wall, cpu = ([t for t in x if t] for x in zip(*times, strict=True))
+    rows.append(["total", "", "", sum(wall), sum(cpu)])
+    caption = (
+        "Times are of the processes that this command started, with compiling and "
+        "measuring; a study that was finished before has none."
+    )
+    return render_block(Table(columns, rows, caption))
+
+
+def _environment(found: Mapping[str, Results]) -> str:
+    """Versions of the first finished study: of one lot all have the same."""
+    for results in found.values():
+        pairs = results.record["environment"].items()
+        return escape_markdown(", ".join(f"{name} {value}" for name, value in pairs))
+    return ""
+
+
+def _claims(statuses: Sequence[Status], found: Mapping[str, Results]) -> list[str]:
+    claims = {name: results.claims() for name, results in found.items()}
+    every = [claim.holds for listed in claims.values() for claim in listed]
+    parts = [
+        f"Of {len(every)} claims {every.count(True)} hold, {every.count(False)} do "
+        f"not, and {every.count(None)} are undecided."
+    ]
+    for status in statuses:
+        if listed := claims.get(status.entry.name):
+            parts += [f"### {status.entry.name}", render_block(Claims(listed))]
+    return parts
+
+
+def _item(item: Item, workdir: Path, found: Mapping[str, Results]) -> list[str]:
+    parts = [f"### {item.paper}, {item.name}: {item.title}"]
+    if item.columns:
+        parts.append(render_block(_table(item, found)))
+    elif item.note:
+        parts.append(escape_markdown(item.note))
+    if item.missing:
+        parts.append(escape_markdown(f"Not reproduced: {item.missing}"))
+    for figure in item.figures:
+        study, _, name = figure.partition("/")
+        if study in found:
+            parts.append(_figure(found[study], study, name, workdir))
+    needed = {o.study for o in item.ours} | {f.split("/")[0] for f in item.figures}
+    if absent := sorted(needed - found.keys()):
+        parts.append(f"Not there yet: {escape_markdown(', '.join(absent))}.")
+    return parts
+
+
+def _table(item: Item, found: Mapping[str, Results]) -> Table:
+    columns = [Column(title, align="left") for title in ("", "of", "update")]
+    columns += [Column(c.title, spec=f".{c.decimals}f") for c in item.columns]
+    rows: list[list[Cell]] = [
+        [label, "the paper", "", *numbers] for label, numbers in item.published.items()
+    ]
+    for ours in item.ours:
+        if ours.study not in found:
+            continue
+        for kind in item.kinds:
+            values = found[ours.study].values(ours.at, kind)
+            if values is None:
+                continue
+            numbers = [measured(column, values) for column in item.columns]
+            shown = kind if _of_update(item.columns) else ""
+            rows.append([ours.label, ours.study, shown, *numbers])
+    return Table(columns, rows, item.note)
+
+
+def _of_update(columns: Sequence[PublishedColumn]) -> bool:
+    """Whether some column is of the update, stored or as trained."""
+    paths = [path for column in columns for path in column.value]
+    return any(path.startswith(("global/", "groups/")) for path in paths)
+
+
+def _figure(results: Results, study: str, name: str, workdir: Path) -> str:
+    source = results.folder / FIGURES / f"{name}.png"
+    if not source.exists():
+        return f"No figure: {escape_markdown(f'{study}/{name}')} was not drawn."
+    target = workdir / FIGURES / f"{study}-{name}.png"
+    target.parent.mkdir(exist_ok=True)
+    shutil.copyfile(source, target)
+    return f"![{escape_markdown(f'{study}: {name}')}]({FIGURES}/{target.name})"

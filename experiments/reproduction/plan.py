@@ -1,0 +1,108 @@
+"""Which studies the reproduction runs, in which order and with which configuration."""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from experiments.ablation.runner import FREE as FREE_IN_ABLATION
+from experiments.common import workdir as workdirs
+from experiments.studies.launch import FREE as FREE_IN_STUDIES
+
+FREE = FREE_IN_ABLATION | FREE_IN_STUDIES
+
+
+class Entry(NamedTuple):
+    """One study of the lot.
+
+    Attributes:
+      name: What it is called, and its folder.
+      module: Its module in `experiments`, and its file in `configs`.
+      variant: Its configuration.
+      smoke: The one that `--smoke` takes.
+      settings: Fields set beside the variant, by dotted name; not in a smoke run.
+    """
+
+    name: str
+    module: str
+    variant: str = "tiny"
+    smoke: str = "smoke"
+    settings: Mapping[str, Any] = MappingProxyType({})
+
+    def config(self, *, smoke: bool) -> ml_collections.ConfigDict:
+        """Its configuration."""
+        module = importlib.import_module(f"configs.{self.module}")
+        if smoke:
+            return module.get_config(self.smoke)
+        config = module.get_config(self.variant)
+        config.update_from_flattened_dict(dict(self.settings))
+        return config
+
+    def arguments(self, workdir: Path, *, smoke: bool) -> list[str]:
+        """What `python` is given to run it in `workdir`'s folder of its name."""
+        variant = self.smoke if smoke else self.variant
+        settings = {} if smoke else self.settings
+        return [
+            "-m",
+            f"experiments.{self.module}",
+            f"--workdir={workdir / self.name}",
+            f"--config={CONFIGS / self.module}.py:{variant}",
+            *(f"--config.{name}={value!r}" for name, value in settings.items()),
+        ]
+
+    def command(self, *, smoke: bool) -> str:
+        """The same for a reader, from the root of a clone."""
+        arguments = self.arguments(Path("runs"), smoke=smoke)
+        return " ".join(["python", *arguments]).replace(f"{CONFIGS}", CONFIGS.name)
+
+    def finished(self, workdir: Path) -> bool:
+        """Whether it has ended in `workdir`'s folder of its name."""
+        return (workdir / self.name / RESULTS).exists()
+
+    def check(self, workdir: Path, *, smoke: bool) -> None:
+        """Refuses a folder that was begun with another configuration.
+
+        Raises:
+          WorkdirError: It was, or is damaged.
+        """
+        folder = workdir / self.name
+        if (folder / workdirs.CONFIG_FILE).exists():
+            config = self.config(smoke=smoke)
+            workdirs.claim(folder, config, resume=False, free=FREE)
+
+
+CONFIGS = Path(__file__).parent.parent.parent / "configs"
+RESULTS = "results.json"
+
+ENTRIES = (
+    Entry("optimizer_ablation", "optimizer_ablation", "default"),
+    Entry("training_regimes", "training_regimes"),
+    Entry("subspace_locking", "subspace_locking"),
+    Entry("objective_controls", "objective_controls"),
+    Entry("loss_forms", "loss_forms"),
+    # Forty runs a seed: half as long as the default ablation's, to end in time.
+    Entry(
+        "optimizers",
+        "optimizer_ablation",
+        "optimizers",
+        "optimizers_smoke",
+        MappingProxyType({"num_steps": 100, "evaluate_every": 10}),
+    ),
+)
+"""The lot, those that most of the papers' tables need first."""
+
+
+def select(names: Sequence[str]) -> tuple[Entry, ...]:
+    """The entries of these names in the order of the lot; all for none.
+
+    Raises:
+      ValueError: There is no such entry.
+    """
+    known = [entry.name for entry in ENTRIES]
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise ValueError(f"--only names {unknown}; known: {', '.join(known)}")
+    return tuple(entry for entry in ENTRIES if not names or entry.name in names)

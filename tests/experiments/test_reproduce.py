@@ -1,0 +1,313 @@
+"""The lot of the studies: its plan, its processes, its document and its papers."""
+
+import json
+import re
+import subprocess
+
+import pytest
+
+from experiments import reproduce
+from experiments.common import workdir as workdirs
+from experiments.common.workdir import WorkdirError
+from experiments.reproduction import process
+from experiments.reproduction.document import Status, write_document
+from experiments.reproduction.items import FILE, load_items
+from experiments.reproduction.plan import ENTRIES, select
+from experiments.reproduction.process import Ended, run_process
+from experiments.reproduction.results import Results, look_up, read_results
+from geomjax.train.errors import Preempted
+
+FIRST, SECOND = ENTRIES[:2]
+
+
+# The plan.
+
+
+@pytest.mark.parametrize("smoke", [True, False])
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+def test_every_entry_has_a_configuration_and_a_command(entry, smoke, tmp_path):
+    config = entry.config(smoke=smoke)
+    assert len(config.seeds) >= (1 if smoke else 3)
+    for name, value in entry.settings.items():
+        assert (config[name] == value) is not smoke
+    command = entry.command(smoke=smoke)
+    assert (
+        f"python -m experiments.{entry.module} --workdir=runs/{entry.name}" in command
+    )
+    assert f"--config=configs/{entry.module}.py:" in command
+    assert entry.arguments(tmp_path, smoke=smoke)[0] == "-m"
+
+
+def test_names_are_distinct_and_selected_in_the_lots_order():
+    names = [entry.name for entry in ENTRIES]
+    assert len(set(names)) == len(names)
+    assert select([]) == ENTRIES
+    assert select([names[2], names[0]]) == (ENTRIES[0], ENTRIES[2])
+    with pytest.raises(ValueError, match=r"--only names \['regimes'\]; known: optim"):
+        select([names[0], "regimes"])
+
+
+# Processes.
+
+
+def python(code, tmp_path):
+    lines = []
+    ended = run_process(["-c", code], tmp_path / "log.txt", lines.append)
+    return ended, lines, (tmp_path / "log.txt").read_text()
+
+
+def test_a_process_is_logged_relayed_and_timed(tmp_path):
+    code = (
+        "import sys, time\n"
+        "end = time.process_time() + 0.3\n"
+        "while time.process_time() < end: pass\n"
+        r"sys.stderr.write('\rrun 1\rrun 2'); print('\nlast'); sys.exit(3)"
+    )
+    ended, lines, log = python(code, tmp_path)
+    assert ended.status == 3
+    assert ended.message == lines[-1] == "last"
+    assert "run 2" in log
+    assert ended.cpu_s >= 0.3
+    assert ended.wall_s > 0
+
+
+def test_a_process_ends_with_the_one_that_is_told_to_end(tmp_path, monkeypatch):
+    """A study saves when it is told to end, and has its own status then."""
+    begun = []
+
+    class Watched(subprocess.Popen):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            begun.append(self)
+
+    monkeypatch.setattr(process.subprocess, "Popen", Watched)
+    code = (
+        "import signal, sys, time\n"
+        "def stop(*_): sys.exit(75)\n"
+        "signal.signal(signal.SIGTERM, stop); print('ready', flush=True)\n"
+        "time.sleep(60)"
+    )
+
+    def on_line(line):
+        if line == "ready":
+            raise Preempted("told to end")
+
+    with pytest.raises(Preempted):
+        run_process(["-c", code], tmp_path / "log.txt", on_line)
+    assert [child.returncode for child in begun] == [75]
+
+
+# Runs, their studies replaced.
+
+
+def finish(workdir, name, claims=()):
+    folder = workdir / name
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    record = {"claims": list(claims), "environment": {"jax": "0.10"}}
+    (folder / "results.json").write_text(json.dumps(record))
+
+
+@pytest.fixture
+def studies(monkeypatch):
+    """Outcomes by name, and the names of the studies that were started."""
+    outcomes, started = {}, []
+
+    def run_study(arguments, log, on_line):
+        log.write_text("said\n")
+        name = arguments[2].rsplit("/", 1)[-1]
+        started.append(name)
+        ended = outcomes.get(name, Ended(0, "", 2.0, 3.0))
+        if not ended.status:
+            finish(log.parent.parent, name)
+        return ended
+
+    monkeypatch.setattr(reproduce, "run_process", run_study)
+    return outcomes, started
+
+
+def test_what_has_finished_is_not_run_again(studies, tmp_path):
+    _, started = studies
+    finish(tmp_path, FIRST.name)
+    text = reproduce.run(tmp_path, [FIRST, SECOND]).read_text()
+    assert started == [SECOND.name]
+    rows = [line for line in text.splitlines() if " | python -m" in line]
+    assert [row.split(" | ")[2] for row in rows[:3]] == ["finished"] * 2 + ["not run"]
+    assert rows[1].endswith("| 2 | 3 |")
+    assert reproduce.run(tmp_path, [FIRST, SECOND]).exists()
+    assert started == [SECOND.name]
+
+
+def test_a_study_that_fails_does_not_stop_the_others(studies, tmp_path):
+    outcomes, started = studies
+    outcomes[FIRST.name] = Ended(1, "error: no such folder", 1.0, 1.0)
+    message = rf"1 of 2 studies failed:\n  {FIRST.name} failed \(1\): error: no such"
+    with pytest.raises(ValueError, match=message):
+        reproduce.run(tmp_path, [FIRST, SECOND])
+    assert started == [FIRST.name, SECOND.name]
+    assert "no such folder" in (tmp_path / "REPRODUCTION.md").read_text()
+    del outcomes[FIRST.name]
+    reproduce.run(tmp_path, [FIRST, SECOND])
+    assert started[2:] == [FIRST.name]
+    times = json.loads((tmp_path / "times.json").read_text())
+    assert times[FIRST.name] == [3.0, 4.0]
+
+
+def test_a_study_that_is_told_to_end_ends_the_lot(studies, tmp_path):
+    outcomes, started = studies
+    outcomes[FIRST.name] = Ended(75, "preempted: saved", 1.0, 1.0)
+    with pytest.raises(Preempted, match="start the same again"):
+        reproduce.run(tmp_path, [FIRST, SECOND])
+    assert started == [FIRST.name]
+
+
+def test_another_configuration_is_refused_before_any_work(studies, tmp_path):
+    config = SECOND.config(smoke=True)
+    workdirs.claim(tmp_path / SECOND.name, config, resume=False)
+    with pytest.raises(WorkdirError, match="num_steps: 6 there, 200 asked for"):
+        reproduce.run(tmp_path, ENTRIES)
+    assert not studies[1]
+    reproduce.run(tmp_path, [FIRST], smoke=True)
+
+
+def test_damaged_results_are_named(tmp_path):
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(WorkdirError, match=r"results.json is damaged"):
+        read_results(tmp_path)
+
+
+# The papers.
+
+
+def test_every_table_and_figure_of_both_papers_is_listed_once():
+    """P1 has 10 tables and 7 figures, P2 has 9 and 9."""
+    found = {"P1": [], "P2": []}
+    for item in load_items():
+        kind = None
+        for word in re.findall(r"Tables?|Figures?|\d+|to|v\d", item.name):
+            if word[0] in "TF":
+                kind = word[0]
+            elif word == "to":
+                found[item.paper].append("to")
+            elif not word.startswith("v"):
+                if found[item.paper][-1:] == ["to"]:
+                    found[item.paper].pop()
+                    first = int(found[item.paper][-1][1:]) + 1
+                    found[item.paper] += [f"{kind}{n}" for n in range(first, int(word))]
+                found[item.paper].append(f"{kind}{word}")
+    # Figure 3 of P1 has two halves, and Table 3 is another in either version.
+    twice = {"P1": ["F3", "T3"], "P2": []}
+    tables, figures = {"P1": 10, "P2": 9}, {"P1": 7, "P2": 9}
+    for paper, names in found.items():
+        expected = [f"T{n}" for n in range(1, tables[paper] + 1)]
+        expected += [f"F{n}" for n in range(1, figures[paper] + 1)]
+        assert sorted(names) == sorted(expected + twice[paper])
+
+
+def test_items_name_entries_and_say_what_is_missing():
+    names = {entry.name for entry in ENTRIES}
+    for item in load_items():
+        assert {ours.study for ours in item.ours} <= names
+        assert {figure.split("/")[0] for figure in item.figures} <= names
+        assert item.ours or item.figures or item.missing
+
+
+def test_items_with_too_many_numbers_are_refused(tmp_path, monkeypatch):
+    record = next(r for r in json.loads(FILE.read_text()) if r.get("published"))
+    record["published"]["one more"] = [1.0] * 20
+    (tmp_path / "items.json").write_text(json.dumps([record]))
+    monkeypatch.setattr("experiments.reproduction.items.FILE", tmp_path / "items.json")
+    with pytest.raises(ValueError, match="a row has more numbers than columns"):
+        load_items()
+
+
+# Results.
+
+
+def rows(accuracies, cosines=()):
+    found = [
+        {"kind": "eval", "step": i, "test_accuracy": a}
+        for i, a in enumerate(accuracies)
+    ]
+    return found + [
+        {"kind": "train", "update": i, "momentum_gradient_cosine": c}
+        for i, c in enumerate(cosines)
+    ]
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A study of two seeds, with curves whose means are worked out by hand."""
+    runs = rows([0.2, 0.6, 0.4], [1.0, 0.5]), rows([0.2, 0.4, 0.8], [0.8, -0.1])
+    for seed, found in enumerate(runs):
+        folder = tmp_path / "arms" / "opd" / f"seed_{seed}"
+        folder.mkdir(parents=True)
+        (folder / "metrics.jsonl").write_text(
+            "".join(json.dumps(r) + "\n" for r in found)
+        )
+    path = [{"stable_rank": 4.0}, {"stable_rank": 6.0}, {"stable_rank": 8.0}]
+    other = [{"stable_rank": 2.0}, {"stable_rank": 2.0}, {"stable_rank": 2.0}]
+    arm = {
+        "geometry": {"stored": {"bf16_unchanged_fraction": 0.25}, "master": {}},
+        "groups": {"stored": {"ffn": {"energy_share": 0.5}}, "master": {}},
+        "progress": [0.05, 0.2, 1.0],
+        "trajectories": [path, other],
+    }
+    return Results(tmp_path, {"arms": {"opd": arm}, "claims": []})
+
+
+def test_values_of_an_arm_are_means_over_seeds(study):
+    values = study.values("arms/opd", "stored")
+    # Late: the mean of what follows the start, 0.5 and 0.6.
+    expected = {"start": 0.2, "peak": 0.7, "final": 0.6, "late": 0.55, "gain": 0.35}
+    assert values["accuracy"] == pytest.approx(expected)
+    assert values["trajectory"]["stable_rank"] == {"first": 3, "early": 4, "end": 5}
+    assert values["state"]["cosine"] == pytest.approx(
+        {"start": 0.9, "mean": 0.55, "end": 0.2, "min": 0.2}
+    )
+    assert values["state"]["variation"] == {}
+    assert look_up(values, "global/bf16_unchanged_fraction") == 0.25
+    assert look_up(values, "groups/ffn/energy_share") == 0.5
+    assert look_up(study.values("arms/opd", "master"), "global/any") is None
+    assert study.values("arms/sft", "stored") is None
+
+
+def test_the_ablations_rows_are_taken_by_arm(study):
+    joined = [{"arm": "opd", "seed": 0, **row} for row in rows([0.1, 0.3])] + [
+        {"arm": "sgd", "seed": 0, **row} for row in rows([0.9, 0.9])
+    ]
+    path = study.folder / "metrics.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in joined))
+    assert study.values("arms/opd", "stored")["accuracy"]["late"] == 0.3
+
+
+def test_claims_of_either_form_are_shown():
+    plain = {"claim": "A above B", "holds": None, "evidence": "one seed"}
+    full = {
+        "claim": "A above B",
+        "source": "P2, Table 1",
+        "statistic": "share",
+        "side": "above",
+        "threshold": 0.0,
+        "samples": [1.0, 2.0, 3.0],
+        "holds": False,
+    }
+    first, second = Results(None, {"claims": [plain, full]}).claims()
+    assert (first.holds, first.evidence) == (None, "one seed")
+    assert second.claim == "A above B (P2, Table 1)"
+    assert second.holds is False
+    assert "share: 2 (± 2.48; seeds: 1, 2, 3)" in second.evidence
+
+
+def test_the_document_sets_ours_beside_theirs(study, tmp_path):
+    found = {"training_regimes": study}
+    study.record["environment"] = {"jax": "0.10"}
+    status = Status(SECOND, "finished", 1.0, 2.0)
+    path = write_document(tmp_path, [status], found, "python -m it", smoke=True)
+    text = path.read_text()
+    assert "| SFT-8B | the paper |  | 8.1 |" in text
+    assert "| OPD | training\\_regimes | stored | 25.0 |" in text
+    assert "A smoke run" in text
+    assert "No figure: training\\_regimes/trajectories was not drawn." in text
+    assert "Not there yet: optimizer\\_ablation." in text
+    for item in load_items():
+        assert f"### {item.paper}, {item.name}: " in text
