@@ -4,7 +4,7 @@ r"""Training inside the first directions of the early update (P2, Figures 4 to 6
     python -m experiments.subspace_locking --workdir=runs/smoke \
         --config=configs/subspace_locking.py:smoke
 
-Variants: `tiny` (the tiny world, 36 runs, 27 of them shorter), `smoke` (under two
+Variants: `tiny` (the tiny world, 48 runs, 36 of them shorter), `smoke` (under two
 minutes), `paper` (P2's settings and model names; a description, for a cluster).
 
 P2 = arXiv 2606.07082. "ours" marks what the paper does not give, or what the tiny world
@@ -19,10 +19,13 @@ from configs import study
 def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     """The configuration of a variant: tiny, smoke or paper."""
     config = study.tiny()
-    # P2 runs OPD and SFT, each from where its update is counted. RLVR is ours.
+    # P2 runs OPD and SFT, each from where its update is counted, SFT at ten times OPD's
+    # rate. RLVR is ours, and so is `sft_anchor`: at OPD's start and rate it differs
+    # from OPD in sequences and loss alone.
     config.arms = {
         "opd": {"kind": "distill", "start": "anchor", "learning_rate": 1e-4},
         "sft": {"kind": "responses", "start": "base", "learning_rate": 1e-3},
+        "sft_anchor": {"kind": "responses", "start": "anchor", "learning_rate": 1e-4},
         "rlvr": {"kind": "reward", "start": "anchor", "learning_rate": 1e-4},
     }
     # P2: the first 16 right singular vectors of the update at about 20 % of training.
@@ -34,6 +37,7 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     if variant == "smoke":
         study.shrink(config)
         config.basis_share = 0.34
+        del config.arms["sft"]  # Its programs are those of `sft_anchor`.
     elif variant == "paper":
         study.paper(config)
         config.basis_share = 63 / 299

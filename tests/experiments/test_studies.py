@@ -17,6 +17,7 @@ from configs import (
     training_regimes,
 )
 from experiments import redo
+from experiments import subspace_locking as subspace_locking_study
 from experiments.common import provenance
 from experiments.common import workdir as workdirs
 from experiments.common.outcome import Outcome
@@ -284,3 +285,25 @@ def test_restarts_are_shown_from_the_step_they_start_at():
         assert block.caption.endswith(said)
     plain = {"opd": arms["opd"]}
     assert "start at:" not in arms_table(plain).caption
+
+
+def test_sft_is_compared_with_opd_at_both_rates():
+    """P2's SFT has ten times OPD's rate and another start: the control has neither."""
+    paths = [{"subspace_similarity_16": 0.5, "stable_rank": 4.0}]
+    arm = measured(0.2, 0.3)._replace(trajectories=[paths] * 2, progress=(1.0,))
+    plain = dict.fromkeys(("opd", "sft", "sft_anchor"), arm)
+    arms = {
+        f"{n}_{how}": arm for n in plain for how in subspace_locking_study.CONSTRAINTS
+    }
+    found = subspace_locking_study.claims(plain, arms, 0.2)
+    by_source = {}
+    for claim in found:
+        by_source.setdefault(claim.source, []).append(claim.claim)
+    assert [len(by_source[s]) for s in ("P2, Figure 5", "P2, Figure 4")] == [1, 1]
+    controlled = by_source["ours: same start and rate"]
+    assert len(controlled) == 3
+    assert all("SFT from OPD's start at its rate" in claim for claim in controlled)
+    config = subspace_locking.get_config("tiny")
+    assert config.arms.sft.learning_rate == 10 * config.arms.opd.learning_rate
+    assert config.arms.sft_anchor.learning_rate == config.arms.opd.learning_rate
+    assert config.arms.sft_anchor.start == config.arms.opd.start == "anchor"

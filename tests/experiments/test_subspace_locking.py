@@ -15,25 +15,19 @@ from geomjax.models import hf
 from geomjax.optim import load_basis
 
 pytestmark = pytest.mark.slow
-REGIMES = ("opd", "rlvr")
+REGIMES = ("opd", "rlvr", "sft_anchor")
 CONSTRAINED = [f"{name}_{how}" for name in REGIMES for how in ("own", "random")]
-
-
-def small():
-    config = get_config("smoke")
-    del config.arms["sft"]
-    return config
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("locking") / "run"
-    return workdir, subspace_locking.run(small(), workdir)
+    return workdir, subspace_locking.run(get_config("smoke"), workdir)
 
 
 @pytest.fixture(scope="module")
 def study(finished):
-    config = small()
+    config = get_config("smoke")
     with begin(config, finished[0], subspace_locking.NAME) as begun:
         yield begun.study
 
@@ -51,7 +45,7 @@ def test_a_constrained_run_never_leaves_its_subspace(finished, study, arm):
     params = study.world.student.params
     for seed in (0, 1):
         folder = workdir / "arms" / arm / f"seed_{seed}"
-        plain = workdir / "arms" / arm.split("_")[0] / f"seed_{seed}"
+        plain = workdir / "arms" / arm.rsplit("_", 1)[0] / f"seed_{seed}"
         start = weights(study, plain / "snapshots" / "step_000002")
         basis = load_basis(folder / "basis", params, study.roles)
         for name in ("step_000004", "step_000006"):
@@ -81,7 +75,7 @@ def test_a_free_run_would_leave_it(finished, study):
         workdir / "arms/opd_own/seed_0/basis", study.world.student.params, study.roles
     )
     folder = workdir / "arms" / "opd_free" / "seed_0"
-    end = read_outcome(folder, small().arms.opd.learning_rate, 0)
+    end = read_outcome(folder, get_config("smoke").arms.opd.learning_rate, 0)
     assert end is not None
     assert subspace_locking.largest_outside(study, start, end, basis) > 1e-5
 
@@ -89,7 +83,8 @@ def test_a_free_run_would_leave_it(finished, study):
 def test_nothing_is_compiled_twice(finished):
     counts = finished[1]["compilations"]
     assert set(counts.values()) == {1}
-    assert {"learn distill, constrained", "learn reward, constrained"} <= set(counts)
+    kinds = ("distill", "reward", "imitate")
+    assert {f"learn {kind}, constrained" for kind in kinds} <= set(counts)
 
 
 def test_the_record_and_the_report(finished):
@@ -101,7 +96,8 @@ def test_the_record_and_the_report(finished):
     assert record["basis_step"] == 2
     assert record["arms"]["opd"]["first_step"] == 0
     assert record["arms"]["opd_own"]["first_step"] == 2
-    assert len(record["claims"]) == 4
+    # Two of each regime, and two that compare SFT's trajectory with OPD's.
+    assert len(record["claims"]) == 8
     assert record["arms"]["opd"]["trajectories"][0][0][
         "subspace_similarity_16_chance"
     ] == pytest.approx(np.mean([16 / n for n in (128, 128, 128, 128)]))
@@ -111,7 +107,7 @@ def test_the_record_and_the_report(finished):
 
 
 def test_ranks_above_a_matrix_are_refused(finished, tmp_path):
-    config = small()
+    config = get_config("smoke")
     config.rank = 65  # k_proj and v_proj are [64, 128].
     with pytest.raises(ValueError, match=r"k_proj.weight: a matrix \[64, 128\] has"):
         subspace_locking.run(config, copied(finished[0], tmp_path))
@@ -126,7 +122,7 @@ def copied(workdir, tmp_path):
 
 
 def test_a_basis_step_that_is_no_snapshot_is_refused(tmp_path):
-    config = small()
+    config = get_config("smoke")
     config.basis_share = 0.5
     with pytest.raises(ValueError, match="must be one of the snapshots before the end"):
         subspace_locking.run(config, tmp_path / "run")
