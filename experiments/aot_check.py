@@ -7,7 +7,8 @@ Prints, for one optimizer update (the teacher's scores included) and one rollout
 copy of the weights and the cache at full length included): seconds to compile, memory
 of a chip against what it has, operations of the matrix products counted from the jaxpr,
 and the bytes that a chip sends by kind of collective, both as often as loops run. The
-whole training state and the teacher are arguments of both. Nothing is allocated.
+whole training state and the teacher are arguments of both. Nothing is allocated. A
+third, `geometry`, is what the default metrics of the update run on the chips.
 
 Needs libtpu: pip install geomjax[tpu]. Times at the peak of a chip and of its links are
 lower bounds, no forecasts.
@@ -21,10 +22,14 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments.aot.chips import Chip, slice_devices
+from experiments.aot.geometry import measure_geometry
 from experiments.aot.measure import Measured, measure
-from experiments.aot.programs import PROGRAMS, make_programs
+from experiments.aot.programs import PROGRAMS, make_model, make_programs
 from experiments.common import cli
 from geomjax.meshes import mesh_from_string
+
+NAMES = (*PROGRAMS, "geometry")
+"""What can be compiled."""
 
 
 def define_flags() -> None:
@@ -33,7 +38,7 @@ def define_flags() -> None:
         "config", "configs/aot_check.py", "What to compile."
     )
     flags.DEFINE_string("topology", "v5e:4x4", "Generation and shape.")
-    flags.DEFINE_list("programs", list(PROGRAMS), "Which of them.")
+    flags.DEFINE_list("programs", list(NAMES), "Which of them.")
     flags.DEFINE_string("json", "", "File to add one line of results to.")
 
 
@@ -45,7 +50,7 @@ def check(
     Args:
       config: As `configs/aot_check.py`.
       topology: Such as `v5e:4x4`.
-      names: Some of `PROGRAMS`.
+      names: Some of `NAMES`.
 
     Returns:
       What each needs.
@@ -54,9 +59,9 @@ def check(
       ValueError: An unknown program or slice, or a mesh that does not divide the
         models.
     """
-    unknown = sorted(set(names) - set(PROGRAMS))
+    unknown = sorted(set(names) - set(NAMES))
     if unknown:
-        raise ValueError(f"programs {unknown}: expected some of {list(PROGRAMS)}")
+        raise ValueError(f"programs {unknown}: expected some of {list(NAMES)}")
     chip, devices = slice_devices(topology)
     mesh = mesh_from_string(config.mesh or f"fsdp={len(devices)}", devices)
     programs = make_programs(config, mesh)
@@ -67,7 +72,11 @@ def check(
     )
     found = {}
     for name in names:
-        found[name] = measure(programs[name])
+        if name == "geometry":
+            student = make_model(config.student.to_dict(), config, mesh)
+            found[name] = measure_geometry(student, devices)
+        else:
+            found[name] = measure(programs[name])
         print(_line(name, found[name], chip, len(devices)), flush=True)
     return found
 
@@ -78,13 +87,16 @@ def _line(name: str, found: Measured, chip: Chip, chips: int) -> str:
     else:
         used, there = (n / 2**30 for n in (found.chip_bytes, chip.hbm_bytes))
         held = f"{used:.2f} of {there:.0f} GiB a chip"
-    at_peak = found.flops / chips / chip.peak_flops
+    operations = "operations not counted"
+    if found.flops is not None:
+        at_peak = found.flops / chips / chip.peak_flops
+        operations = f"{found.flops:.3g} operations, {at_peak:.3g} s at peak"
     moved = sum(found.sent_bytes.values())
     kinds = ", ".join(f"{k} {v / 1e9:.2f}" for k, v in sorted(found.sent_bytes.items()))
     return (
         f"{name:8s} compiled in {found.compile_s:.0f} s; {held}; "
-        f"{found.flops:.3g} operations, {at_peak:.3g} s at peak; a chip sends "
-        f"{moved / 1e9:.2f} GB ({kinds}), {moved / chip.link_bytes_per_s:.3g} s at peak"
+        f"{operations}; a chip sends {moved / 1e9:.2f} GB ({kinds or 'nothing'}), "
+        f"{moved / chip.link_bytes_per_s:.3g} s at peak"
     )
 
 
@@ -100,6 +112,8 @@ def main() -> None:
             "topology": values.topology,
             "mesh": config.mesh,
             "layers": config.layers,
+            "sequences_per_update": config.sequences_per_update,
+            "sequences_per_rollout": config.sequences_per_rollout,
         }
         row |= {name: each._asdict() for name, each in found.items()}
         with open(values.json, "a", encoding="utf-8") as file:

@@ -34,10 +34,11 @@ UTILISATION = 0.4
 BANDWIDTH = {
     "TPU v5e": 819e9,
     "TPU v5p": 2765e9,
-    "TPU v6e": 1640e9,
+    "TPU v6e": 1600e9,
     "NVIDIA H100": 3.35e12,
 }
-"""Bytes a second of one device's memory, from the makers' pages."""
+"""Bytes a second of one device's memory: docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e},
+"HBM bandwidth per chip", and nvidia.com/en-us/data-center/h100."""
 
 Mark = tuple[Any, str, str]
 """A recipe's value, whether it is the paper's or ours, and where or why."""

@@ -32,6 +32,9 @@ _CALLS = re.compile(
 )
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _CONSTANT = re.compile(r"= [su]\d+\[\]\S* constant\((\d+)\)")
+_COMPARED = re.compile(r" compare\(%([^\s,]+), %[^\s,]+\), direction=LT")
+_ELEMENT = re.compile(r" get-tuple-element\(%[^\s,)]+\), index=(\d+)")
+_ADDED = re.compile(r" add\(%([^\s,]+), %([^\s,)]+)\)")
 _ARRAY = re.compile(r"([a-z]+\d*\w*)\[([\d,]*)\]")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
@@ -155,7 +158,7 @@ def _places(computations: dict[str, list[str]], entry: str) -> dict[str, _Place]
         for line in computations.get(name, ()):
             loop = _WHILE.search(line)
             if loop is not None:
-                count = _trip_count(line, computations, loop[1])
+                count = _trip_count(line, computations, loop[1], loop[2])
                 inside = place.trip_count
                 inside = None if inside is None or count is None else inside * count
                 label = line.split(" = ")[0].removeprefix("ROOT ").removeprefix("%")
@@ -168,7 +171,7 @@ def _places(computations: dict[str, list[str]], entry: str) -> dict[str, _Place]
 
 
 def _trip_count(
-    line: str, computations: dict[str, list[str]], condition: str
+    line: str, computations: dict[str, list[str]], condition: str, body: str
 ) -> int | None:
     known = _TRIPS.search(line)
     if known is not None:
@@ -177,7 +180,36 @@ def _trip_count(
     for called in _CALLS.findall("\n".join(lines)):
         lines += computations.get(called.strip("{}%"), ())
     constants = [int(value) for value in _CONSTANT.findall("\n".join(lines))]
-    return max(constants, default=None)
+    if not constants:
+        return None
+    step = _step(computations[condition], computations.get(body, []))
+    return -(-max(constants) // step)
+
+
+def _step(condition: list[str], body: list[str]) -> int:
+    """What a loop adds to its counter each time: 2 where the compiler unrolled it."""
+    compared = _COMPARED.search("\n".join(condition))
+    tests, does = _definitions(condition), _definitions(body)
+    counter = _ELEMENT.search(tests.get(compared[1], "")) if compared else None
+    returned = next((line for line in body if line.startswith("ROOT ")), "")
+    results = re.findall(r"%([^\s,)]+)", returned.partition(" tuple(")[2])
+    if counter is None or int(counter[1]) >= len(results):
+        return 1
+    added = _ADDED.search(does.get(results[int(counter[1])], ""))
+    if added is None:
+        return 1
+    for one, other in ((added[1], added[2]), (added[2], added[1])):
+        start = _ELEMENT.search(does.get(one, ""))
+        amount = _CONSTANT.search(does.get(other, ""))
+        if start is not None and start[1] == counter[1] and amount is not None:
+            return max(1, int(amount[1]))
+    return 1
+
+
+def _definitions(lines: list[str]) -> dict[str, str]:
+    """The line of each value of a computation, by its name."""
+    named = (line.removeprefix("ROOT ").partition(" = ") for line in lines)
+    return {name.removeprefix("%"): f" = {value}" for name, _, value in named}
 
 
 def _read(

@@ -126,6 +126,41 @@ def test_every_form_in_which_xla_writes_a_collective():
     assert sent[6] == 12
 
 
+UNROLLED = """HloModule jit_f, num_partitions=4
+
+%body (t: (u32[], bf16[2])) -> (u32[], bf16[2]) {
+  %two = u32[]{:T(128)} constant(2)
+  %t = (u32[], bf16[2]) parameter(0)
+  %i = u32[]{:T(128)} get-tuple-element(%t), index=0
+  %x = bf16[2]{0} get-tuple-element(%t), index=1
+  %next = u32[]{:T(128)} add(%i, %two), metadata={op_name="f"}
+  %once = bf16[2]{0} collective-permute(%x), channel_id=1, source_target_pairs={{0,1}}
+  %twice = bf16[2]{0} collective-permute(%once), channel_id=2, source_target_pairs={{0,1}}
+  ROOT %out = (u32[]{:T(128)}, /*index=1*/bf16[2]{0}) tuple(%next, %twice)
+}
+
+%condition (t: (u32[], bf16[2])) -> pred[] {
+  %n = u32[]{:T(128)} constant(7)
+  %t = (u32[], bf16[2]) parameter(0)
+  %i = u32[]{:T(128)} get-tuple-element(%t), index=0
+  ROOT %lt = pred[] compare(%i, %n), direction=LT
+}
+
+ENTRY %main (x: bf16[2]) -> (u32[], bf16[2]) {
+  ROOT %loop = (u32[], bf16[2]) while(%t), condition=%condition, body=%body
+}
+"""  # noqa: E501
+
+
+def test_a_loop_that_the_compiler_unrolled_runs_less_often():
+    """As it writes the products that it overlaps with the gathering of a weight."""
+    assert [c.trip_count for c in collectives(UNROLLED)] == [4, 4]
+    forward = UNROLLED.replace("add(%i, %two)", "add(%two, %i)")
+    assert [c.trip_count for c in collectives(forward)] == [4, 4]
+    other = UNROLLED.replace("add(%i, %two)", "add(%x, %two)")
+    assert [c.trip_count for c in collectives(other)] == [7, 7]
+
+
 def test_a_loop_whose_end_nothing_tells_is_said_to_be_unknown():
     text = TEXT.replace("constant(6)", "parameter(1)")
     assert collectives(text)[0].trip_count is None

@@ -9,13 +9,15 @@ from geomjax.train.throughput import PEAK_FLOPS
 
 
 class Chip(NamedTuple):
-    """One chip, by cloud.google.com/tpu/docs/{v5e,v5p,v6e}, "system architecture".
+    """One chip, by docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}, "key specifications".
 
     Attributes:
       hbm_bytes: Memory. What a program may use is less: the compiler keeps some back.
       peak_flops: bfloat16 operations a second.
       link_bytes_per_s: Over the links to all neighbours together, one direction: half
-        of the "interchip interconnect bandwidth" of 1,600, 4,800 and 3,200 Gbit/s.
+        of the "bidirectional inter-chip interconnect (ICI) bandwidth (per chip)", 400,
+        1,200 and 800 GB/s. (Older editions of the pages give one direction, in Gbit/s.)
+        A chip at the edge of a slice that is not a torus has fewer links.
       accelerator_type: What libtpu calls a slice, up to the number of its cores.
       cores: Cores that the number counts for each chip.
     """
@@ -28,9 +30,9 @@ class Chip(NamedTuple):
 
 
 CHIPS = {
-    "v5e": Chip(16 << 30, PEAK_FLOPS["TPU v5e"], 100e9, "v5litepod", 1),
-    "v5p": Chip(95 << 30, PEAK_FLOPS["TPU v5p"], 300e9, "v5p", 2),
-    "v6e": Chip(32 << 30, PEAK_FLOPS["TPU v6e"], 200e9, "v6e", 1),
+    "v5e": Chip(16 << 30, PEAK_FLOPS["TPU v5e"], 200e9, "v5litepod", 1),
+    "v5p": Chip(95 << 30, PEAK_FLOPS["TPU v5p"], 600e9, "v5p", 2),
+    "v6e": Chip(32 << 30, PEAK_FLOPS["TPU v6e"], 400e9, "v6e", 1),
 }
 
 

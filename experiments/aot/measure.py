@@ -3,7 +3,7 @@
 import re
 import time
 from collections import defaultdict
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -20,14 +20,15 @@ class Measured(NamedTuple):
       chip_bytes: Memory of one chip: arguments, results and temporaries; None where it
         does not compile for lack of it.
       over: What the compiler says where it does not fit: used and available memory.
-      flops: Of matrix products, on all chips together, recomputation included.
+      flops: Of matrix products, on all chips together, recomputation included; None
+        where they are not counted.
       sent_bytes: What a chip sends, by kind of collective, as often as loops run.
     """
 
     compile_s: float
     chip_bytes: int | None
     over: str
-    flops: float
+    flops: float | None
     sent_bytes: dict[str, float]
 
 
@@ -45,18 +46,29 @@ def measure(program: Program) -> Measured:
         seconds = time.perf_counter() - start
         return Measured(seconds, None, _over(str(error)), flops, {})
     seconds = time.perf_counter() - start
+    return Measured(
+        seconds, chip_bytes(compiled), "", flops, sent_by_kind(compiled.as_text())
+    )
+
+
+def chip_bytes(compiled: Any) -> int:
+    """Memory of one chip: arguments, results and temporaries, what is shared once."""
     memory = compiled.memory_analysis()
-    size = (
+    return (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
         + memory.temp_size_in_bytes
         - memory.alias_size_in_bytes
     )
+
+
+def sent_by_kind(text: str) -> dict[str, float]:
+    """What a chip sends in a compiled program, by kind of collective."""
     sent: dict[str, float] = defaultdict(float)
-    for each in collectives(compiled.as_text()):
+    for each in collectives(text):
         # A loop of unknown length is taken once: a lower bound.
         sent[each.kind] += (each.trip_count or 1) * each.sent_bytes
-    return Measured(seconds, size, "", flops, dict(sent))
+    return dict(sent)
 
 
 def _over(message: str) -> str:

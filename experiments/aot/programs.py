@@ -24,6 +24,7 @@ from geomjax.train.step import Sampling, TrainState, make_update, rollout
 from geomjax.typing import Params
 
 PROGRAMS = ("update", "rollout")
+"""Those of a step of training."""
 
 
 class Program(NamedTuple):

@@ -2,6 +2,7 @@
 
 import ml_collections
 
+from configs.aot_check import get_config
 from experiments.recipe.published import entries
 
 
@@ -30,19 +31,14 @@ def aot_config(
         )
     models = {role: entries(recipe[role]) for role in ("student", "teacher")}
     sequences = recipe.prompts_per_step * recipe.samples_per_prompt
-    config = ml_collections.ConfigDict(
-        {role: fields | {"name": recipe[role]} for role, fields in models.items()}
-    )
+    config = get_config()
     config.update(
+        {role: fields | {"name": recipe[role]} for role, fields in models.items()},
         tokenizer_size=min(fields["vocab_size"] for fields in models.values()),
         max_prompt_tokens=recipe.max_prompt_tokens,
         max_new_tokens=recipe.max_new_tokens,
         sequences_per_update=sequences // recipe.mini_batches,
         sequences_per_rollout=sequences // recipe.mini_batches,
-        sequences_per_chip=1,
-        mesh="",
-        loss_chunk_tokens=1024,
-        remat=True,
         layers=layers,
     )
     return config

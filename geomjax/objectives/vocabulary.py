@@ -75,7 +75,7 @@ def _map_slots(function, count, chunk_tokens, placement, *arguments):
     chunks = -(-slots // chunk)
 
     def of_slots(heads, arrays):
-        whole = [placement.constrain(a, "rows", *[None] * (a.ndim - 1)) for a in arrays]
+        whole = [_gather(a, placement) for a in arrays]
         flat = [a.reshape(-1, *a.shape[2:]) for a in whole]
         return function(*heads, *flat).reshape(rows, -1)
 
@@ -91,6 +91,27 @@ def _map_slots(function, count, chunk_tokens, placement, *arguments):
     body = jax.checkpoint(of_slots)
     values = jax.lax.map(partial(body, heads), tuple(split(a) for a in arrays))
     return jnp.moveaxis(values, 0, 1).reshape(rows, -1)[:, :slots]
+
+
+def _gather(rows, placement):
+    """Rows of all devices that share the vocabulary; gradients go back to their own.
+
+    The gradient of a constraint has its layout: each device would get, and drop, those
+    of the others.
+    """
+    rest = [None] * (rows.ndim - 1)
+    if not jnp.issubdtype(rows.dtype, jnp.inexact):
+        return placement.constrain(rows, "rows", *rest)
+
+    @jax.custom_vjp
+    def gather(rows):
+        return placement.constrain(rows, "rows", *rest)
+
+    gather.defvjp(
+        lambda rows: (gather(rows), None),
+        lambda _, gradient: (placement.constrain(gradient, "batch", *rest),),
+    )
+    return gather(rows)
 
 
 def map_token_chunks(

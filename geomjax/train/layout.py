@@ -21,7 +21,7 @@ from the compiled programs (`geomjax.compiled`), on meshes of 8 CPU devices:
 | output of attention and feed-forward | summed | tensor, expert | a layer |
 | embeddings of tokens | re-split; summed | fsdp; tensor | a pass |
 | unembedding | re-split from width to rows | fsdp | a loss, and its gradient back |
-| hidden states | gathered | fsdp | a chunk, summed in the backward pass |
+| hidden states | gathered | fsdp | a chunk; gradients summed, split again |
 | maxima and sums over the vocabulary | reduced | fsdp, tensor | a chunk |
 | gradient of the unembedding | summed | data | a loss |
 | norms and flags of the metrics | reduced | all | an update |

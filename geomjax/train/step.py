@@ -101,8 +101,13 @@ def accumulate_gradients(
     def body(total, part):
         return jax.tree.map(jnp.add, total, of_part(part)), None
 
-    first, rest = _split_first(batch, parts)
-    return jax.lax.scan(body, of_part(first), rest)[0]
+    split = split_rows(batch, parts)
+    first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), split)
+    # Of all numbers only minus zero leaves each that is added to it as it is.
+    gradients, *rest = jax.tree.map(
+        lambda x: jnp.full(x.shape, -0.0, x.dtype), jax.eval_shape(of_part, first)
+    )
+    return jax.lax.scan(body, (_laid_out(gradients, layout), *rest), split)[0]
 
 
 def split_rows(tree: Any, parts: int) -> Any:
@@ -111,11 +116,6 @@ def split_rows(tree: Any, parts: int) -> Any:
     if rows % parts:
         raise ValueError(f"{rows} sequences cannot be split into {parts} equal parts")
     return jax.tree.map(lambda x: x.reshape(parts, rows // parts, *x.shape[1:]), tree)
-
-
-def _split_first(tree: Any, parts: int) -> tuple[Any, Any]:
-    split = split_rows(tree, parts)
-    return jax.tree.map(lambda x: x[0], split), jax.tree.map(lambda x: x[1:], split)
 
 
 def make_update(

@@ -4,7 +4,7 @@ import time
 from typing import NamedTuple
 
 PEAK_FLOPS: dict[str, float] = {
-    # cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, "peak compute per chip (bf16)".
+    # docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, "peak compute per chip (bf16)".
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
     "TPU v5e": 197e12,
@@ -12,15 +12,15 @@ PEAK_FLOPS: dict[str, float] = {
     "TPU v5p": 459e12,
     "TPU v6 lite": 918e12,
     "TPU v6e": 918e12,
-    # NVIDIA's data sheets of each, dense bfloat16 on tensor cores: half of the figure
-    # "with sparsity".
+    # nvidia.com/en-us/data-center/{a100,h100,h200,l4,l40s} and the data sheet of the
+    # H100 PCIe, bfloat16 on tensor cores: half of the figure "with sparsity".
     "NVIDIA A100": 312e12,
     "NVIDIA H100 PCIe": 756e12,
     "NVIDIA H100 NVL": 835.5e12,
     "NVIDIA H100": 989.4e12,
     "NVIDIA H200": 989.4e12,
     "NVIDIA L4": 121e12,
-    "NVIDIA L40S": 362e12,
+    "NVIDIA L40S": 362.05e12,
 }
 """Most bfloat16 operations a second of one device, by what its kind begins with."""
 

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import pytest
 
 from configs.aot_check import get_config
+from experiments import aot_check, aot_table
 from experiments.aot import chips
-from experiments.aot.measure import _over, measure
+from experiments.aot.geometry import layouts
+from experiments.aot.measure import Measured, _over, measure
 from experiments.aot.programs import Program, make_model, make_programs
 from experiments.common.benchmarks import forward_operations
 from experiments.recipe.published import PUBLISHED
@@ -107,6 +109,43 @@ def test_collectives_and_operations_of_a_small_program():
     assert found.sent_bytes["all-reduce"] > 0
 
 
+def test_the_stacks_of_a_checkpoint_are_those_of_its_matrices_and_norms():
+    model = make_model(
+        PUBLISHED["Qwen/Qwen3-1.7B"], get_config(), mesh_from_string("fsdp=8")
+    )
+    found = {(x.r, axes): x for x, axes in layouts(model, 4).items()}
+    # Width 2048; 1024 for keys and values; norms are rows, of 2048 and of a head's 128.
+    assert set(found) == {(2048, 2), (1024, 2), (1, 1)}
+    assert {x.depth for x in found.values()} == {4}
+    assert found[1024, 2].columns == 1024
+    assert found[1, 1].columns == 2048
+
+
+def test_a_table_of_rows(tmp_path):
+    fits = Measured(12.3, 3 << 30, "", 4 * 197e12, {"all-gather": 2e11})
+    row = {
+        "student": "Qwen/Qwen3-1.7B",
+        "teacher": "Qwen/Qwen3-4B",
+        "topology": "v5e:2x2",
+        "mesh": "",
+        "layers": 0,
+        "sequences_per_update": 128,
+        "update": fits._asdict(),
+        "rollout": fits._replace(chip_bytes=None, over="20G of 15.75G")._asdict(),
+    }
+    update, rollout = aot_table.table([row])[2:]
+    assert update == (
+        "| Qwen3-1.7B < Qwen3-4B | `v5e:2x2` | `fsdp=4` | update | 128 | 12 s "
+        "| 3.00 GiB | 1 s | 200 GB | 1 s |"
+    )
+    assert "| does not fit, 20G of 15.75G | 1 s |  |  |" in rollout
+
+
+def test_an_unknown_program_is_refused():
+    with pytest.raises(ValueError, match="programs.*'step'.*geometry"):
+        aot_check.check(get_config(), "v5e:4x4", ["step"])
+
+
 def test_what_the_compiler_says_of_memory():
     message = (
         "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in "
@@ -134,6 +173,7 @@ def test_a_reduced_row_compiles_for_a_slice(tmp_path):
             "--config=configs/aot_check.py:ds_qwen_1_5b",
             "--topology=v5e:4x4",
             "--config.layers=1",
+            "--programs=update,rollout",
             f"--json={tmp_path / 'rows.jsonl'}",
         ],
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
@@ -146,3 +186,5 @@ def test_a_reduced_row_compiles_for_a_slice(tmp_path):
         assert 0 < row[name]["chip_bytes"] < 16 << 30
         assert f"{name:8s} compiled in" in done.stdout
     assert row["update"]["sent_bytes"]["all-gather"] > 1e9
+    # The gradients of hidden states, 2.8 GB, are not summed whole on every chip.
+    assert row["update"]["sent_bytes"]["all-reduce"] < 1e9

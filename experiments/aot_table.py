@@ -1,0 +1,103 @@
+r"""Tables of what `experiments.aot_check --json=rows.jsonl` has found.
+
+    python -m experiments.aot_table --json=rows.jsonl
+
+Prints, as Markdown, a line for each program of each row: what it takes of a chip, and
+the seconds that its products and what a chip sends would take at the peak of the chip
+and of its links. Rows of one run on more and more chips, with as many sequences more,
+are its weak scaling: what a chip sends must stay below what it computes.
+"""
+
+# ruff: noqa: T201
+import json
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments.aot.chips import CHIPS
+from experiments.common import cli
+
+HEADER = (
+    "run",
+    "slice",
+    "mesh",
+    "program",
+    "sequences",
+    "compiled in",
+    "a chip",
+    "products at peak",
+    "a chip sends",
+    "at its links' peak",
+)
+
+
+def define_flags() -> None:
+    """Defines the flags; not at import: experiments can be imported together."""
+    flags.DEFINE_string("json", None, "File that aot_check has added lines to.")
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """A Markdown table, one line for each program of each row.
+
+    Args:
+      rows: As `experiments.aot_check` writes them.
+
+    Returns:
+      Its lines.
+    """
+    cells = [HEADER, ("---",) * len(HEADER)]
+    for row in rows:
+        generation, _, shape = row["topology"].partition(":")
+        chip, chips = CHIPS[generation], 1
+        for side in shape.split("x"):
+            chips *= int(side)
+        run = (
+            row["student"].rpartition("/")[2]
+            + " < "
+            + row["teacher"].rpartition("/")[2]
+        )
+        if row["layers"]:
+            run += f", {row['layers']} layers"
+        for name in ("update", "rollout", "geometry"):
+            if name not in row:
+                continue
+            found = row[name]
+            held = f"does not fit, {found['over']}"
+            if found["chip_bytes"] is not None:
+                held = f"{found['chip_bytes'] / 2**30:.2f} GiB"
+            products = ""
+            if found["flops"] is not None:
+                products = f"{found['flops'] / chips / chip.peak_flops:.3g} s"
+            sent = sum(found["sent_bytes"].values())
+            moved = links = ""
+            if found["chip_bytes"] is not None:
+                moved = f"{sent / 1e9:.3g} GB"
+                links = f"{sent / chip.link_bytes_per_s:.3g} s"
+            cells.append(
+                (
+                    run,
+                    f"`{row['topology']}`",
+                    f"`{row['mesh'] or f'fsdp={chips}'}`",
+                    name,
+                    str(row.get(f"sequences_per_{name}", "")),
+                    f"{found['compile_s']:.0f} s",
+                    held,
+                    products,
+                    moved,
+                    links,
+                )
+            )
+    return ["| " + " | ".join(line) + " |" for line in cells]
+
+
+def main() -> None:
+    """Prints the table of the command line's file."""
+    if flags.FLAGS.json is None:
+        raise ValueError("--json is not given; --help explains it")
+    lines = Path(flags.FLAGS.json).read_text(encoding="utf-8").splitlines()
+    print("\n".join(table([json.loads(line) for line in lines])))
+
+
+if __name__ == "__main__":
+    cli.main(main, define_flags)
