@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from geomjax.optim.bfloat16 import ROUNDINGS
 from geomjax.train.learn import Controls
 
 KINDS = ("distill", "foreign", "reward", "responses", "teacher_samples")
@@ -20,6 +21,12 @@ IMITATED = ("responses", "teacher_samples")
 """The kinds that learn by cross-entropy, and share a program."""
 
 
+FLOAT32 = "float32"
+STORED = (FLOAT32, *ROUNDINGS)
+"""How parameters are kept between updates: as float32 masters, or in bfloat16, rounded
+to nearest or stochastically, see `geomjax.optim.stored_bfloat16`."""
+
+
 class Run(NamedTuple):
     """One run.
 
@@ -30,6 +37,7 @@ class Run(NamedTuple):
       seed: Of prompts and draws.
       first_step: Steps of the schedule that lie behind its start.
       controls: What a policy gradient learns from.
+      stored: One of `STORED`.
     """
 
     arm: str
@@ -38,6 +46,7 @@ class Run(NamedTuple):
     seed: int
     first_step: int = 0
     controls: Controls = Controls()
+    stored: str = FLOAT32
 
     @property
     def folder(self) -> str:

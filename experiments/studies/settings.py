@@ -8,7 +8,7 @@ import ml_collections
 from experiments.common.settings import find_problems, refuse
 from experiments.common.world import TINY_WORLD
 from experiments.studies.forms import is_form
-from experiments.studies.run import KINDS
+from experiments.studies.run import FLOAT32, KINDS, STORED
 from experiments.studies.study import snapshot_steps
 from geomjax.models.load import checkpoint_directory
 from geomjax.objectives.surrogate import Clip
@@ -43,6 +43,8 @@ def _arm_problems(arm: ml_collections.ConfigDict) -> list[str]:
         problems.append(f"kind {arm.kind!r}; known: {', '.join(KINDS)}")
     if arm.get("start", "anchor") not in STARTS:
         problems.append(f"start {arm.start!r}; known: {', '.join(STARTS)}")
+    if arm.get("stored", FLOAT32) not in STORED:
+        problems.append(f"stored {arm.stored!r}; known: {', '.join(STORED)}")
     if not 0 < arm.learning_rate < math.inf:
         problems.append(
             f"learning_rate is {arm.learning_rate}; expected a number above 0"

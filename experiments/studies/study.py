@@ -9,22 +9,25 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 
 from experiments.common.evaluation import make_evaluate
 from experiments.common.outcome import Outcome, finish, read_outcome
 from experiments.common.world import World
 from experiments.studies.forms import is_form, make_form
 from experiments.studies.rate import with_rate
-from experiments.studies.run import IMITATED, KINDS, Run
+from experiments.studies.run import FLOAT32, IMITATED, KINDS, STORED, Run
 from experiments.studies.sequences import Drawn, Sequences, compiled
 from geomjax.checkpoints import SafetensorsSource, write_safetensors
 from geomjax.models import hf
 from geomjax.objectives.base import Objective
 from geomjax.objectives.sft import cross_entropy
 from geomjax.objectives.surrogate import Clip, policy_gradient
+from geomjax.optim.bfloat16 import stored_bfloat16
 from geomjax.optim.build import OptimizerSpec, build
 from geomjax.rewards.judge import Judge
 from geomjax.rollout.sample import Rollout
+from geomjax.train.evaluate import Evaluate
 from geomjax.train.learn import (
     Controls,
     PolicyExtras,
@@ -45,10 +48,12 @@ class Start(NamedTuple):
     Attributes:
       params: Parameters, float32.
       basis: As in `project_updates`, None for all directions.
+      probe: Figures of the parameters, added to every evaluation.
     """
 
     params: Params
     basis: Any = None
+    probe: Evaluate | None = None
 
 
 class _Source(NamedTuple):
@@ -74,7 +79,7 @@ class Study:
         self.snapshots = snapshot_steps(config)
         self._evaluate = make_evaluate(config, world, judge)
         self._sequences = Sequences(config, world, judge)
-        self._programs: dict[tuple[str, bool], Step] = {}
+        self._programs: dict[tuple[str, bool, str], Step] = {}
         self._sources: dict[Run, _Source] = {}
 
     def train(
@@ -87,7 +92,7 @@ class Study:
 
         Raises:
           NonFiniteError: It diverged.
-          ValueError: An unknown kind, or controls out of range.
+          ValueError: An unknown kind or storage, or controls out of range.
         """
         directory = self.workdir / run.folder
         outcome = read_outcome(directory, run.learning_rate, run.seed)
@@ -114,8 +119,9 @@ class Study:
           RuntimeError: One was compiled twice: two arms differ in what they should not.
         """
         counts = {f"draw {n}": c for n, c in self._sequences.compilations().items()}
-        for (kind, free), program in self._programs.items():
+        for (kind, free, stored), program in self._programs.items():
             name = f"learn {kind}" + ("" if free else ", constrained")
+            name += "" if stored == FLOAT32 else f", stored by {stored} rounding"
             counts[name] = compiled(program)
         twice = {name: count for name, count in counts.items() if count > 1}
         if twice:
@@ -131,9 +137,7 @@ class Study:
     ) -> None:
         run.controls.check()
         started = time.monotonic()
-        tx = with_rate(
-            run.learning_rate, build(self._spec(), self.roles, basis=start.basis)
-        )
+        tx = self._transform(run, start.basis)
         learn = self._program(run, tx, free=start.basis is None)
         context = self.world.teacher.params if _needs_teacher(run.kind) else {}
         self._source(run)  # Before the loop, which lets nothing move unasked.
@@ -151,7 +155,10 @@ class Study:
             self.config.save_every,
         )
         state = init_state(start.params, tx)
-        state = run_loop(directory, state, advance, self._evaluate, schedule, on_step)
+        evaluate = self._evaluate
+        if start.probe is not None:
+            evaluate = _both(self._evaluate, start.probe)
+        state = run_loop(directory, state, advance, evaluate, schedule, on_step)
         params = jax.device_get(state.params)
         self._save(directory, self.config.num_steps, params)
         finish(
@@ -169,9 +176,23 @@ class Study:
         config = self.world.student.model.config
         write_safetensors(folder, hf.to_hf(jax.device_get(params), config))
 
+    def _transform(self, run: Run, basis: Any) -> optax.GradientTransformation:
+        """The optimizer of a run; what is rounded must be the whole update."""
+        if run.stored not in STORED:
+            raise ValueError(f"stored {run.stored!r}; known: {', '.join(STORED)}")
+        if run.stored != FLOAT32 and basis is not None:
+            raise ValueError(
+                f"run {run.arm}: a basis and {run.stored} rounding exclude each other; "
+                "rounded parameters would leave its subspace"
+            )
+        tx = with_rate(run.learning_rate, build(self._spec(), self.roles, basis=basis))
+        if run.stored == FLOAT32:
+            return tx
+        return stored_bfloat16(run.stored, tx, seed=run.seed)
+
     def _program(self, run: Run, tx: Any, *, free: bool) -> Step:
         imitates = run.kind in IMITATED
-        key = ("imitate" if imitates else run.kind, free)
+        key = ("imitate" if imitates else run.kind, free, run.stored)
         if key not in self._programs:
             objective, prepare = self.loss(run.kind)
             self._programs[key] = make_learn(
@@ -234,6 +255,10 @@ class Study:
             clip_norm=optimizer.clip_norm or None,
             kwargs=optimizer.options.to_dict(),
         )
+
+
+def _both(first: Evaluate, second: Evaluate) -> Evaluate:
+    return lambda params: {**first(params), **second(params)}
 
 
 def _needs_teacher(kind: str) -> bool:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 
 from geomjax.typing import PRNGKey
 
@@ -17,10 +17,13 @@ class StoredState(NamedTuple):
 
     Attributes:
       step: int32, updates done; the draws of an update depend on it.
+      seed: uint32, that of the draws; data, so that runs of other seeds share a
+        compiled step.
       inner_state: state of the wrapped transform.
     """
 
     step: Int[Array, ""]
+    seed: UInt32[Array, ""]
     inner_state: Any
 
 
@@ -44,7 +47,7 @@ def stored_bfloat16(
     Args:
       rounding: `nearest` (to even) or `stochastic`.
       tx: the transform to wrap; its moments are not rounded.
-      seed: of the draws.
+      seed: of the draws; its lowest 32 bits count.
 
     Returns:
       The transform; its `update` needs `params`, in float32, and rounds those of them
@@ -58,7 +61,8 @@ def stored_bfloat16(
     inner = optax.with_extra_args_support(tx)
 
     def init(params: Any) -> StoredState:
-        return StoredState(jnp.int32(0), inner.init(params))
+        low = jnp.uint32(seed % 2**32)
+        return StoredState(jnp.int32(0), low, inner.init(params))
 
     def update(
         updates: Any, state: StoredState, params: Any = None, **extra_args: Any
@@ -68,7 +72,7 @@ def stored_bfloat16(
         updates, inner_state = inner.update(
             updates, state.inner_state, params, **extra_args
         )
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        key = jax.random.fold_in(jax.random.key(state.seed), state.step)
         leaves, treedef = jax.tree.flatten(params)
         keys = jax.tree.unflatten(
             treedef, [jax.random.fold_in(key, i) for i in range(len(leaves))]
@@ -81,7 +85,7 @@ def stored_bfloat16(
             return jax.lax.reduce_precision(moved, 8, 7) - p
 
         updates = jax.tree.map(rounded, params, updates, keys)
-        return updates, StoredState(state.step + 1, inner_state)
+        return updates, StoredState(state.step + 1, state.seed, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

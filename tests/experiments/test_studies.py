@@ -13,6 +13,7 @@ from configs import (
     loss_forms,
     objective_controls,
     p2,
+    precision,
     subspace_locking,
     training_regimes,
 )
@@ -39,6 +40,7 @@ STUDIES = {
     "subspace_locking": subspace_locking,
     "objective_controls": objective_controls,
     "loss_forms": loss_forms,
+    "precision": precision,
 }
 
 
@@ -182,6 +184,7 @@ def test_settings_out_of_range_are_refused(field, value, message):
     [
         ("kind", "distil", "arm opd: kind 'distil'; known: distill"),
         ("start", "teacher", "arm opd: start 'teacher'; known: anchor, base"),
+        ("stored", "up", "arm opd: stored 'up'; known: float32, nearest, stochastic"),
         ("learning_rate", 0.0, "arm opd: learning_rate is 0.0; expected a number"),
         ("learning_rate", float("nan"), "arm opd: learning_rate is nan"),
     ],

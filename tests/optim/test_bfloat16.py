@@ -119,6 +119,20 @@ def test_draws_differ_by_step_leaf_and_seed():
         assert 0.3 < np.mean(first != different) < 0.7
 
 
+def test_runs_of_other_seeds_share_a_step_and_draw_as_the_seed_alone_would():
+    params = {"a": jnp.ones(1000)}
+    gradient = {"a": jnp.full(1000, -(2**-8))}
+    step = jax.jit(stored_bfloat16("stochastic", optax.sgd(1.0), seed=9).update)
+    for seed in (0, 1, 2**32 + 1):
+        own = stored_bfloat16("stochastic", optax.sgd(1.0), seed=seed)
+        got, _ = step(gradient, own.init(params), params)
+        low = seed % 2**32
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(low), 0), 0)
+        expected = stochastic_round(key, params["a"] - gradient["a"]) - params["a"]
+        np.testing.assert_array_equal(got["a"], expected)
+    assert step._cache_size() == 1
+
+
 def test_bad_use_is_refused():
     with pytest.raises(ValueError, match="rounding: got 'up'"):
         stored_bfloat16("up", optax.sgd(1.0))
