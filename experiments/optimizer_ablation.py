@@ -16,14 +16,19 @@ The same on other Qwen3 checkpoints, with prompts as JSON lines {"prompt", "answ
 Deviations from P1: the tiny world's size; float32 instead of bfloat16 compute; masks by
 density rather than by the threshold 1e-5; everything in configs/optimizer_ablation.py
 that is marked as ours. A run that was interrupted continues when it is started again.
+
+On several hosts the same command runs on each, with `--config.mesh` over all devices
+and a workdir and inputs that all of them see. All train, sample and evaluate; process 0
+judges completions, writes, and measures the updates while the others wait.
 """
 
+import dataclasses
 import json
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
@@ -45,6 +50,7 @@ from experiments.common.prompts import open_judge, write_unusable
 from experiments.common.provenance import record_start
 from experiments.common.tracking import load_tracker
 from experiments.common.world import World, load_world, locate
+from geomjax import hosts
 from geomjax.data.chat import describe_first
 from geomjax.models.load import export
 from geomjax.rewards.judge import Judge
@@ -113,9 +119,37 @@ def _run(
     teacher_accuracy = _prepare(config, world, runner)
     skipped = {arm.name: why for arm in arms if (why := runner.skip_reason(arm))}
     arms = [arm for arm in arms if arm.name not in skipped]
-    before = _recorded_seconds(workdir)
+    before = hosts.on_main(lambda: _recorded_seconds(workdir))
     outcomes, sweep = _run_arms(config, runner, arms)
-    geometry = _measure(runner, outcomes)
+    anchor = hosts.fetch(world.student.params)
+    world = world._replace(student=dataclasses.replace(world.student, params=anchor))
+    found = _Found(outcomes, sweep, skipped, teacher_accuracy, judge.notes())
+    return hosts.on_main(
+        lambda: _conclude(config, world, workdir, found, before, started)
+    )
+
+
+class _Found(NamedTuple):
+    """What training has given: runs by arm, every rate, arms left out, judgements."""
+
+    outcomes: dict[str, list[Outcome]]
+    sweep: dict[str, list[dict[str, Any]]]
+    skipped: dict[str, str]
+    teacher_accuracy: float | None
+    notes: list[str]
+
+
+def _conclude(
+    config: ml_collections.ConfigDict,
+    world: World,
+    workdir: Path,
+    found: _Found,
+    before: float,
+    started: float,
+) -> dict[str, Any]:
+    """Measures and exports the runs, and writes all results; in process 0 alone."""
+    outcomes = found.outcomes
+    geometry = _measure(world, outcomes)
     for name, runs in outcomes.items():
         _export(config, world, workdir / "arms" / name, runs[0])
     results = {name: ArmResult(runs, geometry[name]) for name, runs in outcomes.items()}
@@ -128,20 +162,20 @@ def _run(
     )
     record = {
         "arms": {name: result.record() for name, result in results.items()},
-        "skipped": skipped,
+        "skipped": found.skipped,
         "claims": [claim._asdict() for claim in claims],
-        "sweep": sweep,
+        "sweep": found.sweep,
         "wall_s": _wall_time(workdir, before + time.monotonic() - started),
         "config": workdirs.resolved(config),
         "environment": environment(),
     }
     _write_json(workdir / "results.json", record)
     _join_metrics(workdir / "metrics.jsonl", outcomes)
-    files = write(workdir, results, record, claims, command(), teacher_accuracy)
+    files = write(workdir, results, record, claims, command(), found.teacher_accuracy)
     print_table(results, claims)
-    for note in judge.notes():
+    for note in found.notes:
         print(note)
-    for name, why in skipped.items():
+    for name, why in found.skipped.items():
         print(f"skipped {name}: {why}")
     print(f"\nreport: {files.page}")
     return record
@@ -173,7 +207,12 @@ def _run_arms(
     total = sum(len(arm.learning_rates) for arm in arms) * len(config.seeds)
     reported: dict[str, list[Outcome]] = {}
     sweep = {}
-    with tqdm(total=total * config.num_steps, unit="step", smoothing=0.05) as bar:
+    with tqdm(
+        total=total * config.num_steps,
+        unit="step",
+        smoothing=0.05,
+        disable=not hosts.is_main(),
+    ) as bar:
         for arm in arms:
             own = {outcome.seed: outcome for outcome in reported.get("adamw", [])}
             tried = [
@@ -232,9 +271,9 @@ def _progress(bar: tqdm) -> Callable[[int, dict[str, float]], None]:
 
 
 def _measure(
-    runner: Runner, outcomes: dict[str, list[Outcome]]
+    world: World, outcomes: dict[str, list[Outcome]]
 ) -> dict[str, ArmGeometry]:
-    world, config = runner.world, runner.world.student.model.config
+    config = world.student.model.config
     progress = tqdm(outcomes.items(), desc="geometry", unit="arm")
     return {
         name: measure_arm(world.student, (run.params(config) for run in runs))
@@ -293,4 +332,4 @@ def _join_metrics(path: Path, outcomes: dict[str, list[Outcome]]) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(main, define_flags, trains=True)
+    cli.main(main, define_flags, shared=True)

@@ -43,7 +43,6 @@ from absl import flags
 
 from experiments.common import cli, update_flags
 from experiments.common.record import Watch, write_record
-from experiments.common.workdir import refuse_address
 from experiments.geometry_report import build, finish, measure, read
 from experiments.geometry_report.settings import Settings
 from geomjax import hosts
@@ -87,7 +86,6 @@ def main() -> None:
     """Does what the flags ask for."""
     reuse_freed_memory()
     values = flags.FLAGS
-    refuse_address(values.workdir or "")
     if values.compare:
         if values.source or values.tuned or values.estimate:
             raise ValueError(

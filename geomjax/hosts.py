@@ -1,8 +1,9 @@
 """Several processes as one run: how they start, agree, and let one of them write.
 
 `jax.distributed` connects them and ends them all when one dies. What is here is what a
-run needs besides collectives on devices: process 0 alone writes shared files, and the
-others wait for it, or fail with it. Everything goes through JAX's coordination service,
+run needs besides: process 0 alone writes shared files, and the others wait for it, or
+fail with it; values that all have alike, or that each has a part of, become arrays over
+all devices, and such arrays come back. Waiting goes through JAX's coordination service,
 so that a process waits as long as the one it waits for is alive, up to 24 days.
 """
 
@@ -15,13 +16,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 # The service has no public handle for keys and barriers; Orbax and Flax take this one.
 from jax._src import clusters, distributed
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 HEARTBEAT_S = 30
@@ -29,6 +33,9 @@ HEARTBEAT_S = 30
 
 SHUTDOWN_S = 10
 """How long a process that ends waits for the others to end too."""
+
+VISIBLE_S = 30.0
+"""How long a file that one process has written may take to appear on another host."""
 
 START_S = 300.0
 """How long processes wait for each other at the start."""
@@ -147,7 +154,7 @@ def on_main(action: Callable[[], T]) -> T:
     """Does something in process 0 alone, and returns its result in each.
 
     Args:
-      action: Returns JSON data.
+      action: Returns JSON data. For it, process 0 is `alone`.
 
     Raises:
       ValueError: It raised one; so does every process.
@@ -160,7 +167,8 @@ def on_main(action: Callable[[], T]) -> T:
     if not is_main():
         return _unpack(json.loads(_client().blocking_key_value_get(key, _FOREVER_MS)))
     try:
-        value = action()
+        with alone():
+            value = action()
     except Exception as error:
         _client().key_value_set(key, json.dumps({"error": _pack(error)}))
         raise
@@ -168,34 +176,100 @@ def on_main(action: Callable[[], T]) -> T:
     return value
 
 
+def await_file(path: Path) -> None:
+    """Waits until a file that process 0 has written is seen by this process too.
+
+    A file system of several hosts may show it `VISIBLE_S` later; whoever opens a file
+    that is still not there says so.
+    """
+    end = time.monotonic() + (VISIBLE_S if count() > 1 else 0.0)
+    while not path.exists() and time.monotonic() < end:
+        time.sleep(0.5)
+
+
 def preempted() -> bool:
     """Whether any process was told to end, with SIGTERM, and all are to stop here.
 
     It is true in all of them at the same call; they must make the same calls.
     """
-    manager = distributed.global_state.preemption_sync_manager
-    return manager is not None and manager.reached_sync_point(next(_polls))
+    if count() == 1:
+        return False
+    return multihost_utils.reached_preemption_sync_point(next(_polls))
 
 
-def global_batch(local: Any, sharding: NamedSharding) -> Any:
+def put(tree: Any, shardings: Any) -> Any:
+    """`jax.device_put` of what every process has alike, and does not compare.
+
+    Args:
+      tree: Arrays, random keys among them; those over all devices are laid out anew.
+      shardings: One for all of them, or a tree of them; None for the default device.
+    """
+    if count() == 1:
+        return jax.device_put(tree, shardings)
+    if shardings is None or isinstance(shardings, NamedSharding):
+        return jax.tree.map(lambda leaf: _put(leaf, shardings), tree)
+    return jax.tree.map(_put, tree, shardings)
+
+
+def _put(leaf: Any, sharding: NamedSharding | None) -> jax.Array:
+    if sharding is None or (
+        isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+    ):
+        return jax.device_put(leaf, sharding)
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        data = _put(jax.random.key_data(leaf), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    value = np.asarray(jax.device_get(leaf))
+    with jax.transfer_guard_host_to_device("allow"):  # It is asked for.
+        return jax.make_array_from_callback(
+            value.shape, sharding, lambda index: value[index]
+        )
+
+
+def global_batch(
+    local: Any, sharding: NamedSharding | None, size: int | None = None
+) -> Any:
     """Arrays over all devices, made of the rows that each process has read.
 
     Args:
       local: A tree of arrays `[b, ...]`, this process's rows of a batch, in the order
         of the processes; the same number of rows in each.
-      sharding: How the whole batch lies on the mesh, for every array.
+      sharding: How the whole batch lies on the mesh, for every array; None for the
+        default device of one process.
+      size: B, the rows of the whole batch; b of all processes together by default. With
+        `b = B` every process has them all, and its devices take what they hold.
 
     Returns:
-      The tree of global arrays `[B, ...]`, with B the sum of all b.
+      The tree of global arrays `[B, ...]`.
     """
+    if sharding is None:
+        return jax.device_put(local)
+
+    def of_rows(rows: Any) -> jax.Array:
+        rows = np.asarray(rows)
+        shape = None if size is None else (size, *rows.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, rows, shape)
+
     # A transfer that is asked for, which JAX's guard takes for one in passing.
     with jax.transfer_guard_host_to_device("allow"):
-        return jax.tree.map(
-            lambda rows: jax.make_array_from_process_local_data(
-                sharding, np.asarray(rows)
-            ),
-            local,
-        )
+        return jax.tree.map(of_rows, local)
+
+
+def fetch(tree: Any) -> Any:
+    """Whole arrays on the host of every process: `jax.device_get` across processes.
+
+    All processes must call it alike. Beyond the result, a device holds one whole leaf
+    at a time.
+    """
+    return jax.tree.map(_fetch, tree)
+
+
+def _fetch(leaf: Any) -> Any:
+    if isinstance(leaf, jax.Array) and not (
+        leaf.is_fully_addressable or leaf.is_fully_replicated
+    ):
+        return multihost_utils.process_allgather(leaf, tiled=True)
+    return jax.device_get(leaf)
 
 
 def leave(status: int) -> None:

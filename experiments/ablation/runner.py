@@ -23,8 +23,10 @@ from experiments.common.outcome import Outcome, finish, read_outcome
 from experiments.common.tracking import tracked
 from experiments.common.workdir import claimed_hash, resolved
 from experiments.common.world import World
+from geomjax import hosts
 from geomjax.data.batches import make_batches
 from geomjax.data.pipeline import Pipeline
+from geomjax.data.spread import spread
 from geomjax.models import hf
 from geomjax.objectives import divergence
 from geomjax.objectives.base import Objective
@@ -212,19 +214,22 @@ class Runner:
                 layout=layout,
             )
         step = self._steps[cached]
+        place = world.student.model.placement
+        batches = spread(config.prompts_per_step, place)
         batch_at = make_batches(
             world.train.token_ids,
             batch_size=config.prompts_per_step,
             seed=seed,
             pad_id=world.sampling.pad_token,
             length=world.prompt_length,
+            shard=batches.shard,
         )
-        whole = world.student.model.placement.sharding()
-        key = jax.device_put(jax.random.key(seed), whole)
+        whole = place.sharding()
+        key = hosts.put(jax.random.key(seed), whole)
 
         def advance(state, index):
-            batch = jax.device_put(prompts.at(index), whole)
-            draw = jax.random.fold_in(key, jax.device_put(np.uint32(index), whole))
+            batch = batches.put(prompts.at(index))
+            draw = jax.random.fold_in(key, hosts.put(np.uint32(index), whole))
             return step(state, world.teacher.params, batch, draw)
 
         state = init_state(world.student.params, tx, layout)
@@ -247,7 +252,7 @@ class Runner:
             self._save_mask(directory / "mask.safetensors", mask, arm, seed)
         finish(
             directory,
-            jax.device_get(state.params),
+            state.params,
             world.student.model.config,
             trained=trained,
             mask_threshold=threshold,
@@ -276,11 +281,8 @@ class Runner:
 
     def delta(self, params: Params) -> Params:
         """The update from the anchor, float32, frozen parameters as None."""
-        delta = jax.tree.map(
-            lambda new, old: np.asarray(new) - np.asarray(old),
-            params,
-            self.world.student.params,
-        )
+        new, old = hosts.fetch((params, self.world.student.params))
+        delta = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), new, old)
         return self._trainable(delta)
 
     def _trainable(self, tree: Params) -> Params:
@@ -351,21 +353,27 @@ class Runner:
           CheckpointError: It is damaged, or its tensors are not the student's.
         """
         config = self.world.student.model.config
-        params = self.world.student.params
-        shapes = {name: array.shape for name, array in hf.to_hf(params, config)}
+        nowhere = dict(hf.to_hf(self._nowhere(), config))
+        shapes = {name: array.shape for name, array in nowhere.items()}
         masks = load_mask(path, shapes)
         return Mask(self._trainable(hf.from_hf(masks, config)), None)
 
     def _save_mask(self, path: Path, mask: Mask, arm: Arm, seed: int) -> None:
-        params = self.world.student.params
         full = jax.tree.map(
-            lambda m, p: np.zeros(p.shape, bool) if m is None else np.asarray(m),
+            lambda m, none: none if m is None else np.asarray(m),
             mask.tree,
-            params,
+            self._nowhere(),
             is_leaf=lambda m: m is None,
         )
         tensors = dict(hf.to_hf(full, self.world.student.model.config))
         provenance = {"arm": arm.name, "seed": str(seed)}
         if mask.threshold is not None:
             provenance["threshold"] = repr(mask.threshold)
-        save_mask(path, tensors, provenance=provenance)
+        hosts.on_main(lambda: save_mask(path, tensors, provenance=provenance))
+
+    def _nowhere(self) -> Params:
+        """The mask without any coordinate; it takes no memory."""
+        return jax.tree.map(
+            lambda leaf: np.broadcast_to(np.bool_(0), leaf.shape),
+            self.world.student.params,
+        )

@@ -12,6 +12,7 @@ from types import FrameType
 from absl import app, flags, logging
 
 from experiments.common import compilation_cache
+from experiments.common.workdir import refuse_address
 from geomjax import hosts
 from geomjax.train.errors import NonFiniteError, Preempted
 
@@ -23,6 +24,10 @@ It is EX_TEMPFAIL of sysexits.h, and no status of an error.
 
 EXPECTED = (ValueError, OSError, NonFiniteError)
 """Errors that speak to the user; anything else is a defect and shows its traceback."""
+
+
+_FOLDERS = ("workdir", "output", "folder")
+"""Flags that name a folder to write in."""
 
 
 def define_process_flags() -> None:
@@ -112,6 +117,9 @@ def _run_as_process(
 ) -> None:
     """Runs as one of the processes, and ends with them."""
     values = flags.FLAGS
+    for name in _FOLDERS:
+        if name in values:
+            refuse_address(values[name].value or "")
     compilation_cache.enable(values.compilation_cache if cache else "")
     hosts.initialize(
         values.coordinator,

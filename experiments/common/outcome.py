@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from geomjax import hosts
 from geomjax.checkpoints import SafetensorsSource, write_safetensors
 from geomjax.models import hf
 from geomjax.models.config import ModelConfig
@@ -63,12 +64,13 @@ class Outcome(NamedTuple):
 
     def params(self, config: ModelConfig) -> Params:
         """Its final parameters, float32, read from its folder."""
+        hosts.await_file(self.directory / FINISHED)
         source = SafetensorsSource(self.directory / FINAL)
         return hf.from_hf({name: source.read(name) for name in source.keys()}, config)
 
     def drop_params(self) -> None:
         """Deletes its final parameters; everything else stays."""
-        shutil.rmtree(self.directory / FINAL, ignore_errors=True)
+        hosts.on_main(lambda: shutil.rmtree(self.directory / FINAL, ignore_errors=True))
 
 
 def finish(
@@ -81,25 +83,41 @@ def finish(
     seconds: float,
     input_wait_s: float,
 ) -> None:
-    """Records that a run has ended; its training state is then no longer needed."""
-    write_safetensors(directory / FINAL, hf.to_hf(params, config))
+    """Records that a run has ended; its training state is then no longer needed.
+
+    Process 0 writes, and needs `params`, which may lie over the devices of all.
+    """
+    params = hosts.fetch(params)
     record = {
         "trained": trained,
         "mask_threshold": mask_threshold,
         "seconds": round(seconds, 3),
         "input_wait_s": round(input_wait_s, 6),
     }
-    temporary = directory / f".{FINISHED}.tmp"
-    temporary.write_text(json.dumps(record) + "\n")
-    temporary.replace(directory / FINISHED)
+
+    def write() -> None:
+        write_safetensors(directory / FINAL, hf.to_hf(params, config))
+        temporary = directory / f".{FINISHED}.tmp"
+        temporary.write_text(json.dumps(record) + "\n")
+        temporary.replace(directory / FINISHED)
+
+    hosts.on_main(write)
 
 
 def read_outcome(directory: Path, learning_rate: float, seed: int) -> Outcome | None:
-    """The run of a folder if it has ended, or None."""
+    """The run of a folder if it has ended, or None; as process 0 finds it."""
+    found = hosts.on_main(lambda: _read(directory))
+    if found is None:
+        return None
+    record, rows = found
+    return Outcome(seed, learning_rate, directory, **record, rows=rows)
+
+
+def _read(directory: Path) -> list[Any] | None:
+    """What a run recorded at its end, and the rows of its metrics."""
     path = directory / FINISHED
     if not path.exists():
         return None
     # Parameters, both moments and all of it twice: five times what is kept.
     shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
-    record = json.loads(path.read_text())
-    return Outcome(seed, learning_rate, directory, **record, rows=read_rows(directory))
+    return [json.loads(path.read_text()), read_rows(directory)]

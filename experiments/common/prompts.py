@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_collections
 from transformers import PreTrainedTokenizerFast
 
+from geomjax import hosts
 from geomjax.data.adapters import WORDING
 from geomjax.data.chat import as_conversations, thinking_settings
 from geomjax.data.encode import EncodedPrompts, encode_prompts
@@ -59,7 +60,7 @@ def open_judge(config: ml_collections.ConfigDict) -> Judge:
 
 def write_unusable(workdir: Path, prompts: Prompts) -> None:
     """Lists the examples that were set aside, where there are any."""
-    if prompts.unusable:
+    if prompts.unusable and hosts.is_main():
         with (workdir / UNUSABLE).open("w") as file:
             for example, reason in prompts.unusable:
                 row = {"line": example.line, "answer": example.answer, "reason": reason}
@@ -82,7 +83,7 @@ def load_prompts(
       judge: Finds the answers that cannot be read; None to take them as they are.
 
     Raises:
-      ValueError: The prompts do not fit; says how.
+      ValueError: The prompts do not fit, or processes read different ones; says how.
     """
     settings = config.data
     examples = read_source(
@@ -98,7 +99,7 @@ def load_prompts(
     )
     notes: list[str] = []
     examples = _clean(settings, examples, notes)
-    unusable = judge.unusable(examples) if judge and config.accuracy else []
+    unusable = _unusable(judge, examples) if judge and config.accuracy else []
     if unusable:
         first, reason = unusable[0]
         notes.append(
@@ -119,8 +120,10 @@ def load_prompts(
         notes.append(
             f"{dropped} prompts are longer than max_prompt_tokens and left out"
         )
-    used = [*train.examples, *validation.examples, *test.examples]
-    return Prompts(train, validation, test, fingerprint(used), unusable, notes)
+    used = fingerprint([*train.examples, *validation.examples, *test.examples])
+    if len(set(hosts.gather(used))) > 1:
+        raise ValueError(f"the processes read different prompts from {source}")
+    return Prompts(train, validation, test, used, unusable, notes)
 
 
 def _clean(
@@ -150,6 +153,17 @@ def _clean(
         if settings.remove_overlap:
             examples = without(examples, shared)
     return examples
+
+
+def _unusable(judge: Judge, examples: list[Example]) -> list[tuple[Example, str]]:
+    """`judge.unusable`, as process 0 finds them."""
+    places = {id(example): i for i, example in enumerate(examples)}
+
+    def judged() -> list[Any]:
+        return [[places[id(each)], why] for each, why in judge.unusable(examples)]
+
+    found = hosts.on_main(judged)
+    return [(examples[i], reason) for i, reason in found]
 
 
 def _require_splits(

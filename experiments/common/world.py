@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 from transformers import PreTrainedTokenizerFast
 
 from experiments.common.prompts import Prompts, load_prompts
+from geomjax import hosts
 from geomjax.data.encode import EncodedPrompts
 from geomjax.data.same_tokenizer import require_same_tokenizer
 from geomjax.data.tokenizers import load_tokenizer, stop_token_ids, tokenizer_size
@@ -84,6 +86,11 @@ def load_world(config: ml_collections.ConfigDict, judge: Judge | None = None) ->
     Raises:
       ValueError: A checkpoint, the tokenizers or the prompts do not fit; says how.
     """
+    if hosts.count() > 1 and not config.mesh:
+        raise ValueError(
+            f"{hosts.count()} processes train over one mesh of all their devices; give "
+            f"it, such as --config.mesh=data={jax.device_count()}"
+        )
     student_dir, teacher_dir, prompts_source = locate(config)
     tokenizer = load_tokenizer(student_dir)
     require_same_tokenizer(tokenizer, load_tokenizer(teacher_dir))

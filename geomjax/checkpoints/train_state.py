@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import re
-import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,9 +32,6 @@ CHECKSUMS = "checksums.json"
 
 _STAMP = "_CHECKPOINT_METADATA"
 """Orbax writes the time of the renaming into this one afterwards."""
-
-VISIBLE_S = 30.0
-"""How long a file that process 0 has listed may take to appear on another host."""
 
 _OS_ERROR_CODE = re.compile(r"os_error_code='(\d+)'")
 _CHUNK = 1 << 22
@@ -225,11 +221,8 @@ class TrainCheckpoints:
         if wanted is None:
             return False
         names = sorted(wanted)[hosts.index() :: hosts.count()]
-        patient = hosts.count() > 1
         with ThreadPoolExecutor(_THREADS) as pool:
-            found = pool.map(
-                lambda name: _checksum_when_visible(folder / name, patient), names
-            )
+            found = pool.map(lambda name: _checksum_if_there(folder / name), names)
             good = all(
                 crc == wanted[name] for name, crc in zip(names, found, strict=True)
             )
@@ -292,16 +285,13 @@ def _checksum(path: Path) -> list[int]:
     return [size, crc]
 
 
-def _checksum_when_visible(path: Path, patient: bool) -> list[int] | None:
-    """The same, None without a file; `patient` allows it to come a little later."""
-    end = time.monotonic() + (VISIBLE_S if patient else 0.0)
-    while True:
-        try:
-            return _checksum(path)
-        except FileNotFoundError:
-            if time.monotonic() >= end:
-                return None
-            time.sleep(0.5)
+def _checksum_if_there(path: Path) -> list[int] | None:
+    """The same, None without a file."""
+    hosts.await_file(path)
+    try:
+        return _checksum(path)
+    except FileNotFoundError:
+        return None
 
 
 def _not_of_orbax(record: logging.LogRecord) -> bool:

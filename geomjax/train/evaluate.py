@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Int32
 from transformers import PreTrainedTokenizerFast
 
+from geomjax import hosts
 from geomjax.data.answers import decode_completions
 from geomjax.data.batches import PromptBatch, pad_prompts
 from geomjax.data.prompts import Example
@@ -39,7 +40,7 @@ def _batches(
         pad_prompts(filled[i : i + rows], length, pad_id)
         for i in range(0, len(filled), rows)
     ]
-    return jax.device_put(batches, placement.sharding())
+    return hosts.put(batches, placement.sharding())
 
 
 def _rows(rows: int, placement: Placement) -> int:
@@ -111,14 +112,18 @@ def make_accuracy(
     def accuracy(params: Params) -> np.ndarray:
         tokens = [_greedy(params, batch, model, settings) for batch in batches]
         drawn = np.concatenate(jax.device_get(tokens))[: len(examples), prompt_length:]
+        # One process judges: another's clock might judge otherwise.
+        return np.array(hosts.on_main(lambda: scores(drawn)), np.float32)
+
+    def scores(drawn: np.ndarray) -> list[float]:
         texts = decode_completions(drawn, tokenizer, sampling.stop_tokens)
-        scores = np.zeros(len(examples), np.float32)
+        found = [0.0] * len(examples)
         ended = [i for i, text in enumerate(texts) if text.stopped]
         judgements = judge([examples[i] for i in ended], [texts[i].text for i in ended])
         for i, judgement in zip(ended, judgements, strict=True):
             silent = judgement.status in SILENT
-            scores[i] = np.nan if silent else judgement.score
-        return scores
+            found[i] = np.nan if silent else float(judgement.score)
+        return found
 
     return accuracy
 
@@ -172,7 +177,7 @@ def make_divergence(
 
     def divergence(params: Params, teacher_params: Params) -> float:
         parts = [
-            sums(params, teacher_params, batch, jnp.int32(i * rows))
+            sums(params, teacher_params, batch, np.int32(i * rows))
             for i, batch in enumerate(batches)
         ]
         nats, tokens = np.asarray(jax.device_get(parts), np.float64).sum(axis=0)

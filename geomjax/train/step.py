@@ -9,6 +9,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from geomjax import hosts
 from geomjax.data.batches import PromptBatch
 from geomjax.objectives.base import Batch, Metrics, Objective, token_mean
 from geomjax.optim.apply import apply_updates
@@ -58,7 +59,7 @@ def init_state(
     """
     params = jax.tree.map(jnp.copy, params)
     state = TrainState(jnp.int32(0), params, tx.init(params))
-    return state if layout is None else jax.device_put(state, layout)
+    return state if layout is None else hosts.put(state, layout)
 
 
 def _laid_out(tree: Any, layout: Any | None) -> Any:

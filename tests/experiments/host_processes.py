@@ -1,4 +1,4 @@
-"""Several processes on this machine as one run, of 4 CPU devices each."""
+"""Several processes on this machine as one run, of 4 CPU devices each by default."""
 
 import os
 import socket
@@ -25,12 +25,14 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def start(command: Sequence[str], count: int) -> list[subprocess.Popen]:
+def start(
+    command: Sequence[str], count: int, *, devices: int = 4
+) -> list[subprocess.Popen]:
     """Starts `python COMMAND` as so many processes; one stands for itself."""
     coordinator = f"localhost:{free_port()}"
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": str(ablation_process.ROOT),
     }
     processes = []
@@ -70,8 +72,8 @@ def end(processes: list[subprocess.Popen], timeout_s: float = 300) -> list[Ended
     return ended
 
 
-def run(command: Sequence[str], count: int) -> list[Ended]:
+def run(command: Sequence[str], count: int, *, devices: int = 4) -> list[Ended]:
     """Runs them to their ends, which must be good."""
-    ended = end(start(command, count))
+    ended = end(start(command, count, devices=devices))
     assert [process.status for process in ended] == [0] * count, ended
     return ended

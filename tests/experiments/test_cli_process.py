@@ -78,14 +78,44 @@ def test_a_run_told_to_end_has_a_status_of_its_own_and_goes_on(tmp_path):
     assert "model_flops_utilisation" not in row  # A CPU has no peak in the table.
 
 
-def test_training_as_several_processes_is_refused_before_anything_is_made(tmp_path):
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        ("training_regimes", "trains as one process, but 2 were started"),
+        ("optimizer_ablation", "2 processes train over one mesh of all their devices"),
+    ],
+)
+def test_training_that_needs_another_start_is_refused_before_anything_is_made(
+    tmp_path, module, message
+):
     workdir = tmp_path / "run"
-    command = ["-m", "experiments.optimizer_ablation", f"--workdir={workdir}"]
+    command = ["-m", f"experiments.{module}", f"--workdir={workdir}"]
     ended = host_processes.end(host_processes.start(command, 2), timeout_s=120)
     for process in ended:
         assert process.status == 1, process.output
-        assert "trains as one process, but 2 were started" in process.output
+        assert message in process.output
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "flags"),
+    [
+        ("trajectory", ["--source=a", "--checkpoints=b", "--workdir=gs://bucket/run"]),
+        ("mask_overlap", ["--source=a", "--a=b", "--b=c", "--workdir=gs://bucket/run"]),
+        ("tiny_world", ["--output=gs://bucket/run"]),
+    ],
+)
+def test_an_address_is_no_folder_to_write_in(tmp_path, module, flags):
+    done = subprocess.run(
+        [sys.executable, "-m", f"experiments.{module}", *flags],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ablation_process.ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "gs://bucket/run is an address" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_process_told_to_end_outside_of_training_says_so():
