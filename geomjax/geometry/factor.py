@@ -75,13 +75,26 @@ def gram(
 
 
 def gram_rows(x: Float[Array, "*p r b"]) -> tuple[Float[Array, "*p _ _"], ...]:
-    """Rows of the lower triangle of X X^T, in parts, to be summed over blocks."""
+    """Rows of the lower triangle of X X^T, in parts, to be summed over blocks.
+
+    On TPUs cut from the whole product: there a product in float64 is a program of its
+    own, and four take six times as long to compile as one.
+    """
     r = x.shape[-2]
     size = r if r % _GRAM_PARTS or r < _GRAM_PARTS * _SMALLEST_PART else r // 4
-    return tuple(
-        matmul(x[..., i : i + size, :], transpose(x[..., : i + size, :]))
-        for i in range(0, r, size)
-    )
+    starts = range(0, r, size)
+
+    def parts(x):
+        return tuple(
+            matmul(x[..., i : i + size, :], transpose(x[..., : i + size, :]))
+            for i in starts
+        )
+
+    def cut(x):
+        whole = matmul(x, transpose(x))
+        return tuple(whole[..., i : i + size, : i + size] for i in starts)
+
+    return lax.platform_dependent(x, tpu=cut, default=parts)
 
 
 def symmetric(rows: Sequence[Float[Array, "*p _ _"]]) -> Float[Array, "*p r r"]:
