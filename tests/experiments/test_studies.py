@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from configs import (
+    dynamics,
     loss_forms,
     objective_controls,
     p2,
@@ -41,6 +42,7 @@ STUDIES = {
     "objective_controls": objective_controls,
     "loss_forms": loss_forms,
     "precision": precision,
+    "dynamics": dynamics,
 }
 
 
