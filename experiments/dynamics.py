@@ -151,11 +151,19 @@ def entries(
     walk: bool = False,
     keep: Keep = lambda matrix: True,
 ) -> list[float | None]:
-    """Mean entry over the matrices of each seed; None where there is none."""
+    """Mean entry over the matrices of each seed; None where there is none.
+
+    Of those whose own way and whose walk are both defined: an embedding of which fewer
+    rows moved than directions are compared has no way, and its walk is left out too.
+    """
     found: list[float | None] = []
     for matrices in seeds:
-        values = [m.entry(quantity, progress, walk=walk) for m in matrices if keep(m)]
-        known = [value for value in values if math.isfinite(value)]
+        pairs = [
+            (m.entry(quantity, progress), m.entry(quantity, progress, walk=True))
+            for m in matrices
+            if keep(m)
+        ]
+        known = [pair[walk] for pair in pairs if all(map(math.isfinite, pair))]
         found.append(math.fsum(known) / len(known) if known else None)
     return found
 
@@ -177,7 +185,7 @@ def entry_table(channels: Followed, progress: np.ndarray) -> Table:
                         quantity,
                         progress,
                         walk=walk,
-                        keep=lambda m, module=module: m.place.module == module,
+                        keep=_of_module(module),
                     )
                     known = [s for s in samples if s is not None]
                     cells.append(Estimate.from_samples(known) if known else None)
@@ -191,6 +199,10 @@ def entry_table(channels: Followed, progress: np.ndarray) -> Table:
         f"{DENSITY:.1%} of entries. Random walk: independent steps of the same norms. "
         f"Snapshots at {', '.join(f'{share:.0%}' for share in progress)} of the run.",
     )
+
+
+def _of_module(module: str) -> Keep:
+    return lambda matrix: matrix.place.module == module
 
 
 def entry_map(

@@ -105,7 +105,7 @@ def channel(name, enters, walk, ranks=(9.0, 5.0)):
 
     def paths(place):
         way = np.where(place <= PROGRESS, 1.0, 0.0)
-        return Paths(way, way, np.linspace(*ranks, len(PROGRESS)))
+        return Paths(way, way.copy(), np.linspace(*ranks, len(PROGRESS)))
 
     return Channel(name, classify(name), 0.25, paths(enters), paths(walk))
 
@@ -144,8 +144,8 @@ def test_a_seed_without_a_defined_way_is_undefined():
     nowhere.run.directions[0] = np.nan
     assert entries([[nowhere]], "directions", PROGRESS) == [None]
     (row,) = entry_table({"opd": [[nowhere]]}, PROGRESS).rows
-    assert row[2] is None
-    assert row[3].mean == 0.2
+    assert row[2:4] == [None, None]
+    assert [cell.mean for cell in row[4:]] == [0.1, 0.2]
 
 
 # --- a small study ------------------------------------------------------------------
@@ -168,7 +168,9 @@ def test_the_record_has_every_matrix_and_seed(finished):
         for quantity in ("directions", "coordinates"):
             for kind in (quantity, f"{quantity}_walk"):
                 assert len(found[kind]) == 2
-                assert all(x in (2 / 6, 4 / 6, 1.0) for x in found[kind])
+                # The rows of some tokens do not move: fewer than 16 directions.
+                known = [x for x in found[kind] if "embed" not in name or x is not None]
+                assert all(x in (2 / 6, 4 / 6, 1.0) for x in known)
         assert 0 < found["directions_chance"] < 1
     assert len(record["claims"]) == 3
     assert set(record["compilations"].values()) == {1}
