@@ -48,11 +48,16 @@ class Start(NamedTuple):
     Attributes:
       params: Parameters, float32.
       basis: As in `project_updates`, None for all directions.
+      mask: As in `coordinate_mask`, a mask for each parameter; None for all
+        coordinates. Of a basis and a mask, one stands alone.
+      teacher: Parameters of another teacher of the same shapes; None for the world's.
       probe: Figures of the parameters, added to every evaluation.
     """
 
     params: Params
     basis: Any = None
+    mask: Any = None
+    teacher: Params | None = None
     probe: Evaluate | None = None
 
 
@@ -79,7 +84,7 @@ class Study:
         self.snapshots = snapshot_steps(config)
         self._evaluate = make_evaluate(config, world, judge)
         self._sequences = Sequences(config, world, judge)
-        self._programs: dict[tuple[str, bool, str], Step] = {}
+        self._programs: dict[tuple[str, str, str], Step] = {}
         self._sources: dict[Run, _Source] = {}
 
     def train(
@@ -119,8 +124,8 @@ class Study:
           RuntimeError: One was compiled twice: two arms differ in what they should not.
         """
         counts = {f"draw {n}": c for n, c in self._sequences.compilations().items()}
-        for (kind, free, stored), program in self._programs.items():
-            name = f"learn {kind}" + ("" if free else ", constrained")
+        for (kind, held, stored), program in self._programs.items():
+            name = f"learn {kind}" + (f", {held}" if held else "")
             name += "" if stored == FLOAT32 else f", stored by {stored} rounding"
             counts[name] = compiled(program)
         twice = {name: count for name, count in counts.items() if count > 1}
@@ -137,9 +142,10 @@ class Study:
     ) -> None:
         run.controls.check()
         started = time.monotonic()
-        tx = self._transform(run, start.basis)
-        learn = self._program(run, tx, free=start.basis is None)
-        context = self.world.teacher.params if _needs_teacher(run.kind) else {}
+        tx = self._transform(run, start)
+        learn = self._program(run, tx, start)
+        teacher = self.world.teacher.params if start.teacher is None else start.teacher
+        context = teacher if _needs_teacher(run.kind) else {}
         self._source(run)  # Before the loop, which lets nothing move unasked.
 
         def advance(state: TrainState, index: int):
@@ -165,7 +171,7 @@ class Study:
             directory,
             params,
             self.world.student.model.config,
-            trained=1.0,
+            trained=_trained_share(start.mask),
             mask_threshold=None,
             seconds=time.monotonic() - started,
             input_wait_s=0.0,  # Drawing is part of the step.
@@ -176,23 +182,28 @@ class Study:
         config = self.world.student.model.config
         write_safetensors(folder, hf.to_hf(jax.device_get(params), config))
 
-    def _transform(self, run: Run, basis: Any) -> optax.GradientTransformation:
+    def _transform(self, run: Run, start: Start) -> optax.GradientTransformation:
         """The optimizer of a run; what is rounded must be the whole update."""
         if run.stored not in STORED:
             raise ValueError(f"stored {run.stored!r}; known: {', '.join(STORED)}")
-        if run.stored != FLOAT32 and basis is not None:
+        if run.stored != FLOAT32 and start.basis is not None:
             raise ValueError(
                 f"run {run.arm}: a basis and {run.stored} rounding exclude each other; "
                 "rounded parameters would leave its subspace"
             )
-        tx = with_rate(run.learning_rate, build(self._spec(), self.roles, basis=basis))
+        tx = with_rate(
+            run.learning_rate,
+            build(self._spec(), self.roles, mask=start.mask, basis=start.basis),
+        )
         if run.stored == FLOAT32:
             return tx
         return stored_bfloat16(run.stored, tx, seed=run.seed)
 
-    def _program(self, run: Run, tx: Any, *, free: bool) -> Step:
+    def _program(self, run: Run, tx: Any, start: Start) -> Step:
         imitates = run.kind in IMITATED
-        key = ("imitate" if imitates else run.kind, free, run.stored)
+        masked = "masked" if start.mask is not None else ""
+        held = "constrained" if start.basis is not None else masked
+        key = ("imitate" if imitates else run.kind, held, run.stored)
         if key not in self._programs:
             objective, prepare = self.loss(run.kind)
             self._programs[key] = make_learn(
@@ -259,6 +270,13 @@ class Study:
 
 def _both(first: Evaluate, second: Evaluate) -> Evaluate:
     return lambda params: {**first(params), **second(params)}
+
+
+def _trained_share(mask: Any) -> float:
+    leaves = jax.tree.leaves(mask)
+    if not leaves:
+        return 1.0
+    return sum(int(np.sum(leaf)) for leaf in leaves) / sum(leaf.size for leaf in leaves)
 
 
 def _needs_teacher(kind: str) -> bool:

@@ -1,6 +1,7 @@
 """A claim of a paper, with a statistic and a threshold that were fixed beforehand."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from geomjax.analysis.report import Claim, Estimate
@@ -78,7 +79,7 @@ class Verdict(NamedTuple):
 
 
 def differences(
-    first: list[float | None], second: list[float | None]
+    first: Sequence[float | None], second: Sequence[float | None]
 ) -> tuple[float | None, ...]:
     """`first - second`, seed by seed; None where either is undefined."""
     return tuple(

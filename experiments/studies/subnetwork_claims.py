@@ -1,0 +1,177 @@
+"""Claims of the study of subnetworks, with thresholds fixed before any run."""
+
+from typing import Any
+
+from experiments.studies.subnetwork_report import PAIRS, Found
+from experiments.studies.verdict import Side, Verdict, differences
+
+RECOVERED = 0.8
+"""Share of the full run's gain from which on a mask counts as near full, as in
+`experiments.ablation.claims`."""
+
+EQUAL = 0.9
+"""Share of equal parameters that arXiv 2505.11711 finds at least."""
+
+OURS = "ours; the papers have no such run"
+PAIR_SOURCES = ("P1, Table 4", "P1, Table 4", "arXiv 2505.11711, seeds")
+
+
+def claims(density: float, found: Found) -> list[Verdict]:
+    """What P1 and arXiv 2505.11711 say of subnetworks, and what our controls ask.
+
+    Args:
+      density: At which kinds of mask are compared.
+      found: What was measured.
+    """
+    return [
+        *_overlap_claims(density, found),
+        *_near_full_claims(density, found),
+        *_order_claims(density, found),
+        *_agreement_claims(density, found),
+    ]
+
+
+def _overlap_claims(density: float, found: Found) -> list[Verdict]:
+    out = []
+    for (pair, (a, b)), source in zip(PAIRS.items(), PAIR_SOURCES, strict=True):
+        if pair in found.supports:
+            out.append(
+                Verdict(
+                    f"The supports of {a} and {b} overlap beyond chance",
+                    source,
+                    "lift of the stored supports at 1e-5, observed over chance",
+                    "above",
+                    1.0,
+                    tuple(seed["lift"] for seed in found.supports[pair]),
+                )
+            )
+    for arm, seeds in found.masks.items():
+        rule = arm.rsplit("_", 1)[0]
+        if rule in ("random", "matched_random") or arm.startswith("file_"):
+            continue
+        out.append(
+            Verdict(
+                f"Within tensors, the mask {rule} agrees with the own beyond chance",
+                "P1, Table 4, by coordinates alone"
+                if rule == "rlvr"
+                else "ours; chance given each tensor's share",
+                f"coverage of the own mask less chance in tensors, at {density:.1%}",
+                "above",
+                0.0,
+                differences(
+                    _column(seeds, "covered_by_b"),
+                    _column(seeds, "covered_by_b_chance_per_tensor"),
+                ),
+            )
+        )
+    return out
+
+
+def _near_full_claims(density: float, found: Found) -> list[Verdict]:
+    out = []
+    for arm, full, claim, source in (
+        (
+            f"own_{density:g}",
+            "opd",
+            "OPD's own subnetwork nearly matches full OPD",
+            "P1, Figure 3",
+        ),
+        (
+            f"rlvr_{density:g}",
+            "opd",
+            "RLVR's subnetwork nearly matches full OPD",
+            "P1, Figure 3",
+        ),
+        (
+            f"rlvr_own_{density:g}",
+            "rlvr",
+            "RLVR's own subnetwork nearly matches full RLVR",
+            "arXiv 2505.11711",
+        ),
+    ):
+        if arm not in found.outcomes:
+            continue
+        part = [RECOVERED * gain for gain in found.gain(full)]
+        out.append(
+            Verdict(
+                claim,
+                source,
+                f"gain in accuracy, masked less {RECOVERED:.0%} of the full run's",
+                "above",
+                0.0,
+                differences(found.gain(arm), part),
+            )
+        )
+    return out
+
+
+def _order_claims(density: float, found: Found) -> list[Verdict]:
+    random = f"random_{density:g}"
+    matched = f"matched_random_{density:g}"
+    cases = [
+        ("own", random, "P1, Figure 3"),
+        ("rlvr", random, "P1, Figure 3"),
+        ("own", matched, OURS),
+        ("other_teacher", random, OURS),
+        ("other_seed", random, OURS),
+        ("low", random, "arXiv 2511.08567: small weights; ours for OPD"),
+        ("nonprincipal", random, "arXiv 2511.08567: off the principals; ours for OPD"),
+        ("low_nonprincipal", random, "arXiv 2511.08567: both; ours for OPD"),
+    ]
+    out = []
+    for rule, control, source in cases:
+        arm = f"{rule}_{density:g}"
+        if not {arm, control} <= found.outcomes.keys():
+            continue
+        name = "random" if control == random else "random of the same share per tensor"
+        out.append(
+            Verdict(
+                f"The mask {rule} ends above the mask {name}",
+                source,
+                f"late accuracy at {density:.1%}, {rule} less control",
+                "above",
+                0.0,
+                differences(found.accuracy(arm), found.accuracy(control)),
+            )
+        )
+    return out
+
+
+def _agreement_claims(density: float, found: Found) -> list[Verdict]:
+    out = []
+    equal, distance = "stored_within_1e-05", "distance"
+
+    def add(claim: str, source: str, statistic: str, side: Side, *rest: Any) -> None:
+        out.append(Verdict(claim, source, statistic, side, *rest))
+
+    for arm, full in (
+        (f"own_{density:g}", "OPD"),
+        (f"rlvr_own_{density:g}", "RLVR"),
+    ):
+        if arm in found.agreement:
+            add(
+                f"Training {full}'s own subnetwork ends at full training's parameters",
+                "arXiv 2505.11711: 94.0 and 90.5 %",
+                "share of stored parameters within 1e-5 of full training's",
+                "above",
+                EQUAL,
+                tuple(_column(found.agreement[arm], equal)),
+            )
+    own, other = f"own_{density:g}", "opd, another seed"
+    if {own, other} <= found.agreement.keys():
+        add(
+            "The own subnetwork ends nearer to full training than another seed does",
+            OURS,
+            "distance over the norm of the full update, own less another seed",
+            "below",
+            0.0,
+            differences(
+                _column(found.agreement[own], distance),
+                _column(found.agreement[other], distance),
+            ),
+        )
+    return out
+
+
+def _column(seeds: list[dict[str, Any]], name: str) -> list[float | None]:
+    return [seed[name] for seed in seeds]

@@ -1,0 +1,335 @@
+"""Which coordinates does training need, and do trainings agree on them?
+
+Trains OPD in full, RLVR, and OPD by another teacher, compares the coordinates that they
+move (P1, arXiv 2606.13657, Table 4), and then trains OPD again on a share of the
+coordinates alone (P1, Figures 3 and 7): those that its own full run moved most, those
+of RLVR, of the other teacher, of another seed, random ones, random ones with the own
+mask's share of every tensor, and those predicted before any training from the source's
+weights. Accuracy and divergence from the teacher against density, and how many
+parameters end equal to full training's (arXiv 2505.11711), for which RLVR's own
+subnetwork is trained too.
+
+    python -m experiments.subnetwork --workdir=runs/subnetwork
+
+Differs from P1 in that masks are compared at one density rather than one threshold, so
+that it is their choice of coordinates that differs. P1's threshold on stored weights is
+what its Table 4 is redone with. An interrupted run continues when it is started again.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_collections
+from tqdm import tqdm
+
+from configs import tiny_world as recipe
+from experiments.common.outcome import Outcome
+from experiments.common.settings import refuse
+from experiments.studies import subnetwork_report as shown
+from experiments.studies.begin import begin
+from experiments.studies.launch import launch
+from experiments.studies.masks import (
+    RULES,
+    Masks,
+    agreement,
+    compare_masks,
+    keep_mask,
+    read_mask,
+    stored_source,
+)
+from experiments.studies.measured import measure_runs
+from experiments.studies.report import write_results
+from experiments.studies.run import Run
+from experiments.studies.study import Start, Study
+from experiments.studies.subnetwork_claims import claims
+from experiments.tiny_world import build_world
+from geomjax.analysis.overlap import overlap, summarize_overlap
+from geomjax.data.same_tokenizer import require_same_tokenizer
+from geomjax.data.tokenizers import load_tokenizer
+from geomjax.models.load import checkpoint_directory, load
+from geomjax.typing import Params
+
+NAME = "subnetwork"
+FULL = ("opd", "rlvr", "opd_other_teacher")
+"""The full runs that masks are made of."""
+
+
+class Masked(NamedTuple):
+    """A kind of masked run.
+
+    Attributes:
+      arm: Its name in results and folders.
+      full: The full run that it is to match, one of `FULL`.
+      rule: The kind of its mask, or the path of a mask file.
+      density: Share of the coordinates; None for a mask file's own.
+    """
+
+    arm: str
+    full: str
+    rule: str
+    density: float | None
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Runs all masks, measures them, and writes results and report."""
+    check(config)
+    with begin(config, workdir, NAME) as (study, origins):
+        return _run(config, study, origins["anchor"])
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError with every setting of masks that is out of range."""
+    problems = [f"there is no arm {name}" for name in FULL if name not in config.arms]
+    densities = (config.density, *config.curve_densities)
+    problems += [
+        f"density {density}: expected above 0 and at most 1"
+        for density in densities
+        if not 0 < density <= 1
+    ]
+    if len(set(densities)) < len(densities):
+        problems.append(f"densities are {densities}; expected each once")
+    for rule in config.masks:
+        if rule not in RULES and not Path(rule).is_file():
+            problems.append(
+                f"mask {rule!r}; known: {', '.join(RULES)}, or the path of a mask file"
+            )
+    problems += [
+        f"curve_masks: {rule} is no kind among masks"
+        for rule in config.curve_masks
+        if rule not in config.masks or rule not in RULES
+    ]
+    if "other_seed" in config.masks and len(config.seeds) < 2:
+        problems.append("mask other_seed: expected at least two seeds")
+    refuse(problems)
+
+
+def plan(config: ml_collections.ConfigDict) -> list[Masked]:
+    """The masked runs of a configuration."""
+    runs = []
+    for rule in config.masks:
+        known = rule in RULES
+        densities: tuple[float | None, ...] = (config.density,) if known else (None,)
+        if known and rule in config.curve_masks:
+            densities = tuple(sorted((config.density, *config.curve_densities)))
+        for density in densities:
+            name = f"{rule}_{density:g}" if known else f"file_{Path(rule).stem}"
+            runs.append(Masked(name, "opd", rule, density))
+    if "own" in config.masks:
+        name = f"rlvr_own_{config.density:g}"
+        runs.append(Masked(name, "rlvr", "own", config.density))
+    return runs
+
+
+def _run(
+    config: ml_collections.ConfigDict, study: Study, anchor: Params
+) -> dict[str, Any]:
+    masked = plan(config)
+    for m in masked:
+        if m.density is None:
+            read_mask(study, m.rule)  # Refused before any work is done.
+    other = other_teacher(config, study)
+    outcomes: dict[str, list[Outcome]] = {}
+    total = (len(FULL) + len(masked)) * len(config.seeds)
+    with tqdm(total=total, unit="run") as bar:
+
+        def train(name: str, full: str, seed: int, start: Start) -> Outcome:
+            bar.set_description(f"{name} seed {seed}")
+            arm = config.arms[full]
+            outcome = study.train(Run(name, arm.kind, arm.learning_rate, seed), start)
+            outcomes.setdefault(name, []).append(outcome)
+            bar.update()
+            return outcome
+
+        for name in FULL:
+            teacher = other if name == "opd_other_teacher" else None
+            for seed in config.seeds:
+                train(name, name, seed, Start(anchor, teacher=teacher))
+        ends = {name: _ends(study, outcomes[name]) for name in FULL}
+        made: dict[tuple[str, int], Any] = {}
+        for i, sources in enumerate(_masks_of(study, anchor, ends)):
+            for m in masked:
+                made[m.arm, i] = (
+                    read_mask(study, m.rule)
+                    if m.density is None
+                    else sources[m.full].make(m.rule, m.density)
+                )
+        for m in masked:
+            for i, seed in enumerate(config.seeds):
+                mask = made[m.arm, i]
+                outcome = train(m.arm, m.full, seed, Start(anchor, mask=mask))
+                notes = {"rule": m.rule, "of": m.full, "seed": str(seed)}
+                keep_mask(study, outcome.directory, mask, notes)
+    found = shown.Found(
+        outcomes,
+        supports(study, anchor, ends),
+        _overlaps(study, config, masked, made),
+        _agreements(study, anchor, ends, masked, outcomes),
+    )
+    return _write(config, study, anchor, masked, found)
+
+
+def _write(
+    config: ml_collections.ConfigDict,
+    study: Study,
+    anchor: Params,
+    masked: list[Masked],
+    found: shown.Found,
+) -> dict[str, Any]:
+    compared = [m.arm for m in masked if m.density in (None, config.density)]
+    arms = {
+        name: measure_runs(study, anchor, found.outcomes[name])
+        for name in (*FULL, *compared)
+    }
+    curves = {
+        rule: {
+            m.density: m.arm
+            for m in masked
+            if m.rule == rule and m.full == "opd" and m.density is not None
+        }
+        for rule in config.curve_masks
+    }
+    return write_results(
+        study,
+        arms,
+        claims(config.density, found),
+        "Subnetworks",
+        "Which coordinates does on-policy distillation need? Training on a share of "
+        "them, after arXiv 2606.13657, with controls and with masks that are known "
+        "before any training.",
+        {
+            "Density": [
+                shown.density_plot(found, curves),
+                shown.runs_table(found, [m.arm for m in masked]),
+            ],
+            "Do trainings move the same coordinates?": [
+                shown.supports_table(found),
+                shown.masks_table(found, config.density),
+            ],
+            "How near to full training": [shown.agreement_table(found)],
+        },
+        {
+            "supports": found.supports,
+            "masks": found.masks,
+            "agreement": found.agreement,
+            "runs": found.record(),
+        },
+    )
+
+
+def other_teacher(config: ml_collections.ConfigDict, study: Study) -> Params:
+    """Parameters of the other teacher, trained in the workdir where none is given.
+
+    Raises:
+      ValueError: Its tokenizer is not the student's, or its configuration is not the
+        teacher's.
+    """
+    folder = config.other_teacher
+    if not folder:
+        built = study.workdir / "other_teacher"
+        if not (built / "recipe.json").exists():  # Written last.
+            changed = recipe.get_config()
+            changed.update(config.other_recipe)
+            build_world(changed, built)
+        folder = str(built / "teacher")
+    expected = study.world.teacher.model
+    directory = checkpoint_directory(folder)
+    require_same_tokenizer(study.world.tokenizer, load_tokenizer(directory))
+    found = load(directory, vocab_size=expected.vocab_size, dtype=expected.dtype)
+    if found.model.config != expected.config:
+        raise ValueError(
+            f"the other teacher {folder} has another configuration than the teacher; "
+            "expected one of the same shapes"
+        )
+    return found.params
+
+
+def _ends(study: Study, runs: list[Outcome]) -> list[Params]:
+    config = study.world.student.model.config
+    return [run.params(config) for run in runs]
+
+
+def _masks_of(
+    study: Study, anchor: Params, ends: dict[str, list[Params]]
+) -> Iterator[dict[str, Masks]]:
+    """Of each seed, what masks are made of, for OPD and for RLVR."""
+    opd, rlvr, other = (ends[name] for name in FULL)
+    for i, seed in enumerate(study.config.seeds):
+        after = {
+            "own": opd[i],
+            "rlvr": rlvr[i],
+            "other_teacher": other[i],
+            "other_seed": opd[(i + 1) % len(opd)],
+        }
+        of_opd = Masks(study, anchor, after, seed)
+        yield {"opd": of_opd, "rlvr": of_opd._replace(ends={"own": rlvr[i]})}
+
+
+def supports(
+    study: Study, anchor: Params, ends: dict[str, list[Params]]
+) -> dict[str, list[dict[str, Any]]]:
+    """P1's Table 4: overlaps of what full runs moved by more than 1e-5, as stored."""
+    source = stored_source(study, anchor)
+    after = {
+        name: [stored_source(study, params) for params in runs]
+        for name, runs in ends.items()
+    }
+    after["opd_other_seed"] = [*after["opd"][1:], after["opd"][0]]
+    return {
+        pair: [
+            summarize_overlap(overlap(source, first, second))["global"]
+            for first, second in zip(after[a], after[b], strict=True)
+        ]
+        for pair, (a, b) in shown.PAIRS.items()
+        if len(study.config.seeds) > 1 or b != "opd_other_seed"
+    }
+
+
+def _overlaps(
+    study: Study, config: ml_collections.ConfigDict, masked: list[Masked], made: Any
+) -> dict[str, list[dict[str, Any]]]:
+    """Overlap of the own mask with every other of its density."""
+    own = f"own_{config.density:g}"
+    others = [
+        m.arm
+        for m in masked
+        if m.full == "opd" and m.density in (None, config.density) and m.arm != own
+    ]
+    if (own, 0) not in made:
+        return {}
+    return {
+        arm: [
+            compare_masks(study, made[own, i], made[arm, i])
+            for i in range(len(config.seeds))
+        ]
+        for arm in others
+    }
+
+
+def _agreements(
+    study: Study,
+    anchor: Params,
+    ends: dict[str, list[Params]],
+    masked: list[Masked],
+    outcomes: dict[str, list[Outcome]],
+) -> dict[str, list[dict[str, float]]]:
+    """How near every masked run ends to its full one, beside two references."""
+    opd = ends["opd"]
+    found = {"source, untouched": [agreement(anchor, full, anchor) for full in opd]}
+    if len(opd) > 1:
+        found["opd, another seed"] = [
+            agreement(anchor, full, opd[(i + 1) % len(opd)])
+            for i, full in enumerate(opd)
+        ]
+    for m in masked:
+        found[m.arm] = [
+            agreement(anchor, full, end)
+            for full, end in zip(
+                ends[m.full], _ends(study, outcomes[m.arm]), strict=True
+            )
+        ]
+    return found
+
+
+if __name__ == "__main__":
+    launch(NAME, run)

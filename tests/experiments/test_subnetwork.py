@@ -1,0 +1,287 @@
+"""The study of subnetworks: its masks and figures, and a run at its smallest."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from configs import p1_opd
+from configs.subnetwork import get_config
+from experiments import subnetwork
+from experiments.common.outcome import Outcome
+from experiments.common.world import TINY_WORLD
+from experiments.studies.begin import begin
+from experiments.studies.masks import MOVED, RULES, Masks, agreement, compare_masks
+from experiments.studies.settings import check_settings
+from experiments.studies.subnetwork_claims import claims
+from experiments.studies.subnetwork_report import Found
+from geomjax.checkpoints import CheckpointError, SafetensorsSource
+from geomjax.models import hf
+from geomjax.optim.mask_file import load_mask, read_provenance, save_mask
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    config = get_config("smoke")
+    workdir = tmp_path_factory.mktemp("subnetwork") / "begun"
+    with begin(config, workdir, subnetwork.NAME) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def masks(begun):
+    """Ends at known distances: each adds noise of its own to the anchor."""
+    study, origins = begun
+
+    def end(seed):
+        generator = np.random.default_rng(seed)
+        return jax.tree.map(
+            lambda x: (
+                np.asarray(x) + generator.standard_normal(x.shape).astype(np.float32)
+            ),
+            origins["anchor"],
+        )
+
+    ends = {rule: end(i) for i, rule in enumerate(MOVED)}
+    return Masks(study, origins["anchor"], ends, seed=3)
+
+
+def share(mask):
+    leaves = jax.tree.leaves(mask)
+    return sum(leaf.sum() for leaf in leaves) / sum(leaf.size for leaf in leaves)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_masks_have_their_density_and_are_nested(masks, rule):
+    sparse, dense = masks.make(rule, 0.05), masks.make(rule, 0.2)
+    # Tensors round up: 22 tensors, a coordinate each at most.
+    assert share(sparse) == pytest.approx(0.05, abs=1e-3)
+    assert share(dense) == pytest.approx(0.2, abs=1e-3)
+    within = jax.tree.map(lambda a, b: bool((b | ~a).all()), sparse, dense)
+    assert all(jax.tree.leaves(within))
+    again = masks.make(rule, 0.05)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, sparse, again)))
+
+
+def test_an_update_mask_holds_the_largest_moves(masks):
+    mask = masks.make("rlvr", 0.1)
+    moved = jax.tree.map(
+        lambda a, b: np.abs(np.asarray(a) - np.asarray(b)),
+        masks.ends["rlvr"],
+        masks.origin,
+    )
+    pairs = list(zip(jax.tree.leaves(moved), jax.tree.leaves(mask), strict=True))
+    smallest = min(m[k].min() for m, k in pairs if k.any())
+    assert smallest >= max(m[~k].max() for m, k in pairs)
+
+
+def test_masks_that_cannot_be_made_are_refused(masks):
+    with pytest.raises(ValueError, match="known: own, rlvr"):
+        masks.make("biggest", 0.1)
+    with pytest.raises(ValueError, match="expected above 0 and at most 1"):
+        masks.make("own", 0.0)
+    still = masks._replace(ends={"own": masks.origin})
+    with pytest.raises(ValueError, match="mask own: fewer than 0.1"):
+        still.make("own", 0.1)
+
+
+def test_overlap_of_masks_and_its_chance_levels(masks):
+    study = masks.study
+    own, other = masks.make("own", 0.2), masks.make("other_seed", 0.2)
+    found = compare_masks(study, own, other)
+    # Independent noise: the expected overlap is the density.
+    assert found["covered_by_b"] == pytest.approx(0.2, abs=0.01)
+    assert found["covered_by_b_chance"] == pytest.approx(0.2, abs=1e-4)
+    assert found["lift"] == pytest.approx(1.0, abs=0.05)
+    same = compare_masks(study, own, own)
+    assert same["covered_by_b"] == same["jaccard"] == 1.0
+    # All of the mask in one tensor: chance within tensors is that tensor's share.
+    empty = jax.tree.map(lambda m: np.zeros(m.shape, bool), own)
+    first = empty | {"norm": {"weight": np.ones_like(empty["norm"]["weight"])}}
+    half = np.arange(first["norm"]["weight"].size) % 2 == 0
+    second = empty | {"norm": {"weight": half}}
+    found = compare_masks(study, first, second)
+    assert found["covered_by_b_chance_per_tensor"] == pytest.approx(0.5)
+    assert found["covered_by_b_chance"] < 1e-3
+
+
+def test_agreement_counts_bits_and_tolerances():
+    origin = {"w": jnp.zeros((2, 2), jnp.float32)}
+    full = {"w": np.array([[1.0, 2.0], [0.0, 1e-5]], np.float32)}
+    other = {"w": np.array([[1.0 + 1e-4, 2.0], [0.0, 2e-5]], np.float32)}
+    found = agreement(origin, full, other)
+    assert found["master_equal"] == 0.5
+    # 1 + 1e-4 is 1 in bfloat16; 1e-5 and 2e-5 differ there, by about 1e-5.
+    assert found["stored_equal"] == 0.75
+    assert found["stored_within_1e-05"] in (0.75, 1.0)
+    assert found["stored_within_0.0001"] == 1.0
+    gap = np.linalg.norm(other["w"].astype(np.float64) - full["w"])
+    assert found["distance"] == pytest.approx(gap / np.sqrt(5.0), rel=1e-6)
+    assert agreement(origin, full, full)["distance"] == 0.0
+    assert agreement(origin, full, origin)["distance"] == 1.0
+
+
+def test_a_mask_of_another_model_is_refused(begun, tmp_path):
+    path = tmp_path / "mask.safetensors"
+    save_mask(path, {"model.norm.weight": np.ones(7, bool)})
+    config = get_config("smoke")
+    config.masks = ("own", str(path))
+    with pytest.raises(CheckpointError, match="the mask lacks it"):
+        subnetwork.run(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "arms").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("density", 0.0, "density 0.0: expected above 0 and at most 1"),
+        ("density", 1.5, "density 1.5"),
+        ("curve_densities", (-0.1,), "density -0.1"),
+        ("curve_densities", (0.1, 0.1), "expected each once"),
+        ("masks", ("own", "biggest"), "mask 'biggest'; known: own"),
+        ("curve_masks", ("matched_random",), "matched_random is no kind among masks"),
+        ("seeds", (0,), "other_seed: expected at least two seeds"),
+    ],
+)
+def test_settings_out_of_range_are_refused(field, value, message, tmp_path):
+    config = get_config("smoke")
+    config[field] = value
+    with pytest.raises(ValueError, match=message):
+        subnetwork.run(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("variant", ["tiny", "smoke", "paper"])
+def test_every_variant_builds(variant):
+    config = get_config(variant)
+    check_settings(config)
+    subnetwork.check(config)
+    arms = [m.arm for m in subnetwork.plan(config)]
+    assert len(set(arms)) == len(arms)
+    if variant == "tiny":
+        assert len(config.seeds) >= 3
+        assert len(arms) + len(subnetwork.FULL) == 22
+        assert {m.density for m in subnetwork.plan(config) if m.rule == "random"} == {
+            0.01,
+            0.05,
+            0.175,
+            0.5,
+        }
+
+
+def test_the_papers_settings_are_those_of_the_recipe():
+    config, recipe = get_config("paper"), p1_opd.get_config("deepscaler")
+    for field in ("student", "teacher", "prompts", "prompts_per_step", "num_steps"):
+        assert config[field] == recipe[field]
+    assert config.density == recipe.mask_density
+    assert config.other_teacher == p1_opd.get_config("justrl").teacher
+
+
+def test_unknown_variants_are_refused():
+    with pytest.raises(ValueError, match="known: tiny, smoke, paper"):
+        get_config("large")
+
+
+def found_with(**late_accuracies):
+    """Three seeds that start at 0.3; the rest of what claims look at is fixed."""
+
+    def outcome(seed, late):
+        rows = [
+            {"kind": "eval", "step": i, "test_accuracy": x, "validation_reverse_kl": 1}
+            for i, x in enumerate((0.3, late))
+        ]
+        return Outcome(seed, 1e-4, None, 1.0, None, 1.0, 0.0, rows)
+
+    outcomes = {
+        arm: [outcome(i, late + 0.001 * i) for i in range(3)]
+        for arm, late in late_accuracies.items()
+    }
+    return Found(outcomes, {}, {}, {})
+
+
+def test_claims_hold_where_the_runs_say_so():
+    found = found_with(
+        opd=0.5, rlvr=0.5, **{"own_0.1": 0.49, "random_0.1": 0.4, "rlvr_0.1": 0.4}
+    )
+    verdicts = {claim.claim: claim.holds for claim in claims(0.1, found)}
+    assert verdicts == {
+        "OPD's own subnetwork nearly matches full OPD": True,
+        "RLVR's subnetwork nearly matches full OPD": False,
+        "The mask own ends above the mask random": True,
+        "The mask rlvr ends above the mask random": False,
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("subnetwork") / "run"
+    return workdir, subnetwork.run(get_config("smoke"), workdir)
+
+
+@pytest.mark.slow
+def test_frozen_coordinates_are_the_sources_bits(finished, begun):
+    workdir, _ = finished
+    source = dict(
+        hf.to_hf(begun.origins["anchor"], begun.study.world.student.model.config)
+    )
+    for arm in ("own_0.01", "random_0.175", "rlvr_own_0.175"):
+        folder = workdir / "arms" / arm / "seed_1"
+        mask = load_mask(folder / "mask.safetensors")
+        final = load_file(folder / "final" / "model.safetensors")
+        moved = 0
+        for name, tensor in final.items():
+            same = tensor.view(np.uint32) == source[name].view(np.uint32)
+            assert same[~mask[name]].all()
+            moved += int((~same).sum())
+        assert moved > 0
+    notes = read_provenance(workdir / "arms/own_0.01/seed_1/mask.safetensors")
+    assert notes == {"rule": "own", "of": "opd", "seed": "1"}
+
+
+@pytest.mark.slow
+def test_the_other_teacher_is_another_and_is_learnt_from(finished):
+    workdir, record = finished
+    ours, others = (
+        SafetensorsSource(folder)
+        for folder in (TINY_WORLD / "teacher", workdir / "other_teacher" / "teacher")
+    )
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert (ours.read(name) != others.read(name)).mean() > 0.9
+    first = load_file(workdir / "arms/opd/seed_0/final/model.safetensors")
+    second = load_file(
+        workdir / "arms/opd_other_teacher/seed_0/final/model.safetensors"
+    )
+    assert (first[name] != second[name]).any()
+
+
+@pytest.mark.slow
+def test_the_record_holds_every_run_and_nothing_is_compiled_twice(finished):
+    workdir, record = finished
+    assert json.loads((workdir / "results.json").read_text()) == record
+    arms = {m.arm for m in subnetwork.plan(get_config("smoke"))}
+    assert set(record["runs"]) == arms | set(subnetwork.FULL)
+    assert set(record["arms"]) == set(record["runs"]) - {"own_0.01"}
+    assert record["runs"]["own_0.01"]["trained"] == pytest.approx([0.01] * 2, abs=1e-4)
+    assert set(record["compilations"].values()) == {1}
+    assert {"learn distill, masked", "learn reward, masked"} <= set(
+        record["compilations"]
+    )
+    assert set(record["supports"]) == {
+        "RLVR, by OPD",
+        "OPD, by OPD of another teacher",
+        "OPD, by OPD of another seed",
+    }
+    assert all(len(seeds) == 2 for seeds in record["supports"].values())
+    untouched = record["agreement"]["source, untouched"]
+    assert [seed["distance"] for seed in untouched] == [1.0, 1.0]
+    # Half the coordinates or fewer move, so that the run ends nearer to the source.
+    for seed in record["agreement"]["own_0.175"]:
+        assert 0 < seed["distance"] < 1.5
+    assert len(record["claims"]) == 16
+    text = (workdir / "report.md").read_text()
+    assert "P1's Table 4" in text
+    assert (workdir / "figures" / "density.svg").exists() or list(
+        (workdir / "figures").glob("density*")
+    )
