@@ -4,8 +4,8 @@ r"""Which coordinates training needs: masks, densities and overlaps (P1, Table 4
     python -m experiments.subnetwork --workdir=runs/smoke \
         --config=configs/subnetwork.py:smoke
 
-Variants: `tiny` (the tiny world, 66 short runs), `smoke` (under a minute), `paper`
-(P1's settings and model names; a description, for a cluster).
+Variants: `tiny` (the tiny world, 66 short runs), `smoke` (a minute), `paper` (P1's
+settings and model names; a description, for a cluster).
 
 P1 = arXiv 2606.13657. "ours" marks what the paper does not give, or what the tiny world
 changes.
@@ -19,6 +19,10 @@ from configs import p1_opd, study
 def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     """The configuration of a variant: tiny, smoke or paper."""
     config = study.tiny()
+    # `vision` takes student, teacher and prompts from the small vision-language world
+    # (`experiments.vision_world`), whose recipe may be changed here.
+    config.world = ""
+    config.vision_recipe = {}
     # Full runs. All train at the ablation's rate, masked runs too: P1 keeps the rate.
     config.arms = {
         "opd": {"kind": "distill", "start": "anchor", "learning_rate": 1e-4},
@@ -64,14 +68,16 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     config.save_every = 60
     if variant == "smoke":
         study.shrink(config)
+        config.num_steps = config.save_every = 4
+        config.evaluate_every = 2
         config.snapshot_shares = ()
         config.other_recipe = {
             "seed": 1,
             "base_steps": 1,
             "anchor_accuracy": 0.0,
-            "teacher_steps": 20,
+            "teacher_steps": 30,
         }
-        config.masks = ("own", "rlvr", "other_teacher", "other_seed", "random", "low")
+        config.masks = ("own", "other_seed", "random")
         config.curve_masks = ("own",)
         config.curve_densities = (0.01,)
     elif variant == "paper":

@@ -28,6 +28,7 @@ from experiments.common.outcome import Outcome
 from experiments.common.settings import refuse
 from experiments.studies import subnetwork_report as shown
 from experiments.studies.begin import begin
+from experiments.studies.beside import PAPERS, VISION_PAPERS, beside_table
 from experiments.studies.launch import launch
 from experiments.studies.masks import (
     RULES,
@@ -44,6 +45,7 @@ from experiments.studies.run import Run
 from experiments.studies.study import Start, Study
 from experiments.studies.subnetwork_claims import claims
 from experiments.tiny_world import build_world
+from experiments.vision_world import PROMPTS, world_folder
 from geomjax.analysis.overlap import overlap, summarize_overlap
 from geomjax.data.same_tokenizer import require_same_tokenizer
 from geomjax.data.tokenizers import load_tokenizer
@@ -52,7 +54,17 @@ from geomjax.typing import Params
 
 NAME = "subnetwork"
 FULL = ("opd", "rlvr", "opd_other_teacher")
-"""The full runs that masks are made of."""
+"""The full runs that masks are made of; only the first must be among the arms."""
+
+SHOWN = ("own", "rlvr", "random")
+"""The masks of P1, whose runs have their geometry measured and curves drawn."""
+
+WORLDS = ("", "vision")
+"""Where empty settings of checkpoints and prompts come from: the tiny world, or the
+small vision-language world."""
+
+NEEDS = {"rlvr": "rlvr", "other_teacher": "opd_other_teacher"}
+"""The full run that a kind of mask is made of, where it is not OPD's."""
 
 
 class Masked(NamedTuple):
@@ -74,13 +86,39 @@ class Masked(NamedTuple):
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """Runs all masks, measures them, and writes results and report."""
     check(config)
-    with begin(config, workdir, NAME) as (study, origins):
+    with begin(located(config), workdir, NAME) as (study, origins):
+        study.config = config  # As it was given, for the record: without paths.
         return _run(config, study, origins["anchor"])
+
+
+def located(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The configuration with the checkpoints and prompts of its world."""
+    if not config.world:
+        return config
+    folder = world_folder(config.vision_recipe.to_dict())
+    found = config.copy_and_resolve_references()
+    places = {
+        "student": folder / "anchor",
+        "base": folder / "anchor",  # No run starts from it.
+        "teacher": folder / "teacher",
+        "prompts": folder / PROMPTS,
+    }
+    for name, place in places.items():
+        found[name] = config[name] or str(place)
+    return found
 
 
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises ValueError with every setting of masks that is out of range."""
-    problems = [f"there is no arm {name}" for name in FULL if name not in config.arms]
+    problems = [
+        f"arm {name!r}; known: {', '.join(FULL)}"
+        for name in config.arms
+        if name not in FULL
+    ]
+    if "opd" not in config.arms:
+        problems.append("there is no arm opd; the others are compared with it")
+    if config.world not in WORLDS:
+        problems.append(f"world {config.world!r}; known: {', '.join(WORLDS)}")
     densities = (config.density, *config.curve_densities)
     problems += [
         f"density {density}: expected above 0 and at most 1"
@@ -99,6 +137,11 @@ def check(config: ml_collections.ConfigDict) -> None:
         for rule in config.curve_masks
         if rule not in config.masks or rule not in RULES
     ]
+    problems += [
+        f"mask {mask}: there is no arm {arm} to make it of"
+        for mask, arm in NEEDS.items()
+        if mask in config.masks and arm not in config.arms
+    ]
     if "other_seed" in config.masks and len(config.seeds) < 2:
         problems.append("mask other_seed: expected at least two seeds")
     refuse(problems)
@@ -115,7 +158,7 @@ def plan(config: ml_collections.ConfigDict) -> list[Masked]:
         for density in densities:
             name = f"{rule}_{density:g}" if known else f"file_{Path(rule).stem}"
             runs.append(Masked(name, "opd", rule, density))
-    if "own" in config.masks:
+    if "own" in config.masks and "rlvr" in config.arms:
         name = f"rlvr_own_{config.density:g}"
         runs.append(Masked(name, "rlvr", "own", config.density))
     return runs
@@ -128,9 +171,10 @@ def _run(
     for m in masked:
         if m.density is None:
             read_mask(study, m.rule)  # Refused before any work is done.
-    other = other_teacher(config, study)
+    fulls = [name for name in FULL if name in config.arms]
+    other = other_teacher(config, study) if "opd_other_teacher" in fulls else None
     outcomes: dict[str, list[Outcome]] = {}
-    total = (len(FULL) + len(masked)) * len(config.seeds)
+    total = (len(fulls) + len(masked)) * len(config.seeds)
     with tqdm(total=total, unit="run") as bar:
 
         def train(name: str, full: str, seed: int, start: Start) -> Outcome:
@@ -141,11 +185,11 @@ def _run(
             bar.update()
             return outcome
 
-        for name in FULL:
+        for name in fulls:
             teacher = other if name == "opd_other_teacher" else None
             for seed in config.seeds:
                 train(name, name, seed, Start(anchor, teacher=teacher))
-        ends = {name: _ends(study, outcomes[name]) for name in FULL}
+        ends = {name: _ends(study, outcomes[name]) for name in fulls}
         made: dict[tuple[str, int], Any] = {}
         for i, sources in enumerate(_masks_of(study, anchor, ends)):
             for m in masked:
@@ -176,10 +220,12 @@ def _write(
     masked: list[Masked],
     found: shown.Found,
 ) -> dict[str, Any]:
-    compared = [m.arm for m in masked if m.density in (None, config.density)]
+    compared = [
+        m.arm for m in masked if m.rule in SHOWN and m.density == config.density
+    ]
     arms = {
         name: measure_runs(study, anchor, found.outcomes[name])
-        for name in (*FULL, *compared)
+        for name in (*(n for n in FULL if n in config.arms), *compared)
     }
     curves = {
         rule: {
@@ -192,21 +238,27 @@ def _write(
     return write_results(
         study,
         arms,
-        claims(config.density, found),
+        claims(config.density, found, config.world),
         "Subnetworks",
         "Which coordinates does on-policy distillation need? Training on a share of "
         "them, after arXiv 2606.13657, with controls and with masks that are known "
         "before any training.",
         {
             "Density": [
-                shown.density_plot(found, curves),
-                shown.runs_table(found, [m.arm for m in masked]),
+                *([shown.density_plot(found, curves)] if curves else []),
+                shown.runs_table(found, config.world),
             ],
             "Do trainings move the same coordinates?": [
-                shown.supports_table(found),
+                shown.supports_table(found, config.world),
                 shown.masks_table(found, config.density),
             ],
             "How near to full training": [shown.agreement_table(found)],
+            "Geometry, with the papers' numbers": [
+                beside_table(
+                    {name: arms[name] for name in config.arms},
+                    VISION_PAPERS if config.world == "vision" else PAPERS,
+                )
+            ],
         },
         {
             "supports": found.supports,
@@ -253,16 +305,13 @@ def _masks_of(
     study: Study, anchor: Params, ends: dict[str, list[Params]]
 ) -> Iterator[dict[str, Masks]]:
     """Of each seed, what masks are made of, for OPD and for RLVR."""
-    opd, rlvr, other = (ends[name] for name in FULL)
+    opd = ends["opd"]
     for i, seed in enumerate(study.config.seeds):
-        after = {
-            "own": opd[i],
-            "rlvr": rlvr[i],
-            "other_teacher": other[i],
-            "other_seed": opd[(i + 1) % len(opd)],
-        }
+        after = {"own": opd[i], "other_seed": opd[(i + 1) % len(opd)]}
+        after |= {mask: ends[arm][i] for mask, arm in NEEDS.items() if arm in ends}
         of_opd = Masks(study, anchor, after, seed)
-        yield {"opd": of_opd, "rlvr": of_opd._replace(ends={"own": rlvr[i]})}
+        of_rlvr = of_opd._replace(ends={"own": after.get("rlvr", anchor)})
+        yield {"opd": of_opd, "rlvr": of_rlvr}
 
 
 def supports(
@@ -274,15 +323,23 @@ def supports(
         name: [stored_source(study, params) for params in runs]
         for name, runs in ends.items()
     }
-    after["opd_other_seed"] = [*after["opd"][1:], after["opd"][0]]
+    if len(ends["opd"]) > 1:
+        after["opd_other_seed"] = [*after["opd"][1:], after["opd"][0]]
     return {
         pair: [
             summarize_overlap(overlap(source, first, second))["global"]
-            for first, second in zip(after[a], after[b], strict=True)
+            for first, second in _distinct(
+                b, list(zip(after[a], after[b], strict=True))
+            )
         ]
         for pair, (a, b) in shown.PAIRS.items()
-        if len(study.config.seeds) > 1 or b != "opd_other_seed"
+        if {a, b} <= after.keys()
     }
+
+
+def _distinct(name: str, pairs: list[Any]) -> list[Any]:
+    """Pairs with the next seed, of which two seeds make but one."""
+    return pairs[:1] if "other_seed" in name and len(pairs) == 2 else pairs
 
 
 def _overlaps(
@@ -300,7 +357,7 @@ def _overlaps(
     return {
         arm: [
             compare_masks(study, made[own, i], made[arm, i])
-            for i in range(len(config.seeds))
+            for i in _distinct(arm, list(range(len(config.seeds))))
         ]
         for arm in others
     }

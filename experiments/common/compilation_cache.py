@@ -38,9 +38,13 @@ def enable(folder: str | None) -> Path | None:
 
 def default_folder() -> Path:
     """The folder of this version and processor."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     name = f"jax-{jax.__version__}-{platform.machine()}-{_processor()}"
-    return Path(home) / "geomjax" / name
+    return cache_home() / "geomjax" / name
+
+
+def cache_home() -> Path:
+    """Where this user's programs keep what they can make again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
 def _processor() -> str:

@@ -91,10 +91,35 @@ PAPERS: Mapping[str, Mapping[str, float]] = {
 read from its text."""
 
 
-def beside_table(arms: Mapping[str, Measured]) -> Table:
+VISION_PAPERS: Mapping[str, Mapping[str, float]] = {
+    # P1, Tables 2 and 9.
+    "P1 OPD (Qwen2.5-VL)": {
+        "relative norm": 0.00142,
+        "atol": 0.6672,
+        "top16": 0.3052,
+        "stable rank": 12.58,
+        "principal": 0.0523,
+        "low": 0.2499,
+    },
+    "P1 GRPO (Qwen2.5-VL)": {
+        "relative norm": 0.00045,
+        "atol": 0.8656,
+        "top16": 0.2175,
+        "stable rank": 16.57,
+        "principal": 0.0458,
+        "low": 0.4446,
+    },
+}
+"""What P1 prints of its vision-language runs, at 3B."""
+
+
+def beside_table(
+    arms: Mapping[str, Measured],
+    papers: Mapping[str, Mapping[str, float]] = PAPERS,
+) -> Table:
     """One row a quantity and kind of update; a column an arm, then the papers'."""
     columns = [Column("quantity", align="left")]
-    columns += [Column(name, spec=".3g") for name in (*arms, *PAPERS)]
+    columns += [Column(name, spec=".3g") for name in (*arms, *papers)]
     rows: list[list[Cell]] = []
     for key, quantity in QUANTITIES.items():
         scale, unit = (100.0, " (%)") if quantity.percent else (1.0, "")
@@ -105,10 +130,10 @@ def beside_table(arms: Mapping[str, Measured]) -> Table:
             if kind == "stored":
                 cells += [
                     None if (found := row.get(key)) is None else scale * found
-                    for row in PAPERS.values()
+                    for row in papers.values()
                 ]
             else:
-                cells += [None] * len(PAPERS)
+                cells += [None] * len(papers)
             rows.append([f"{quantity.title}{unit}, {kind}", *cells])
             if quantity.chance:
                 level = quantity._replace(column=f"{quantity.column}_chance")
@@ -116,7 +141,7 @@ def beside_table(arms: Mapping[str, Measured]) -> Table:
                     _scaled(level.samples(arm, kind), scale) for arm in arms.values()
                 ]
                 rows.append(
-                    [f"its chance level{unit}, {kind}", *cells, *[None] * len(PAPERS)]
+                    [f"its chance level{unit}, {kind}", *cells, *[None] * len(papers)]
                 )
     return Table(
         columns,

@@ -17,7 +17,7 @@ from geomjax.data.code_adapters import (
     livecodebench_row,
 )
 from geomjax.data.images import check_image, image_bytes
-from geomjax.data.prompts import Example, Message, summarize
+from geomjax.data.prompts import Example, Message, check_marks, summarize
 from geomjax.data.rows import Row, read_hub, read_local, require_columns
 
 BOXED = r"Please reason step by step, and put your final answer within \boxed{}."
@@ -39,7 +39,6 @@ WORDING = (BOXED, THINK_THEN_BOXED, *_DAPO_WORDING, PROGRAM_WORDING, STARTER_WOR
 
 Prompt = str | tuple[Message, ...]
 _ROLES = {"human": "user", "gpt": "assistant"}
-_IMAGE_MARK = "<image>"
 
 
 class Adapter(NamedTuple):
@@ -108,7 +107,7 @@ def load_examples(
             prompt, answer = adapter.convert(row)
             folder = Path(place.file).parent if source is not None else None
             found = _images(row, adapter, folder)
-            _check_marks(prompt, len(found))
+            check_marks(prompt, len(found))
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             problems.append(f"{place}: {_described(error)}")
             continue
@@ -135,14 +134,6 @@ def _images(row: Row, adapter: Adapter, folder: Path | None) -> tuple[bytes, ...
     for image in found:
         check_image(image)
     return found
-
-
-def _check_marks(prompt: Prompt, images: int) -> None:
-    if images:
-        text = prompt if isinstance(prompt, str) else "".join(m[1] for m in prompt)
-        marks = text.count(_IMAGE_MARK)
-        if marks != images:
-            raise ValueError(f"has {images} images and {marks} {_IMAGE_MARK} marks")
 
 
 def _text(row: Row, column: str) -> str:

@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from geomjax.data.images import check_image, image_bytes
+from geomjax.data.placeholders import IMAGE_MARK
+
 MAX_PROBLEMS_SHOWN = 10
 
 
@@ -32,8 +35,9 @@ def read_prompts(path: str | Path, *, require_answers: bool = False) -> list[Exa
     """Reads prompts from a file with one JSON object a line (JSONL, UTF-8).
 
     An object has `prompt`, a string or a list of `{"role": ..., "content": ...}`
-    messages, and optionally `answer`, a string. Other fields are ignored, and so are
-    blank lines. All problems are collected and raised at once.
+    messages, and optionally `answer`, a string, and `images`, a list of paths within
+    the file's folder, one for each mark `<image>` of the prompt. Other fields are
+    ignored, and so are blank lines. All problems are collected and raised at once.
 
     Args:
         path: the file.
@@ -65,7 +69,7 @@ def read_prompts(path: str | Path, *, require_answers: bool = False) -> list[Exa
             if not raw.strip():
                 continue
             try:
-                examples.append(_parse_line(raw, line, require_answers))
+                examples.append(_parse_line(raw, line, require_answers, path.parent))
             except ValueError as error:
                 problems.append(f"line {line}: {error}")
     if problems:
@@ -83,7 +87,7 @@ def summarize(problems: Sequence[str]) -> str:
     return "\n".join(shown)
 
 
-def _parse_line(raw: bytes, line: int, require_answer: bool) -> Example:
+def _parse_line(raw: bytes, line: int, require_answer: bool, folder: Path) -> Example:
     try:
         record = json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -104,7 +108,35 @@ def _parse_line(raw: bytes, line: int, require_answer: bool) -> Example:
         raise ValueError("has no `answer`, which measuring accuracy needs")
     if answer is not None:
         _check_text("answer", answer)
-    return Example(parse_prompt(record["prompt"]), answer, line)
+    prompt = parse_prompt(record["prompt"])
+    return Example(prompt, answer, line, _images(record.get("images"), prompt, folder))
+
+
+def _images(
+    paths: Any, prompt: str | tuple[Message, ...], folder: Path
+) -> tuple[bytes, ...]:
+    """The images of a prompt, checked."""
+    if paths is None:
+        return ()
+    if not isinstance(paths, list):
+        raise ValueError(f"`images` is {_describe(paths)}, expected a list of paths")
+    found = []
+    for path in paths:
+        _check_text("images", path)
+        if not (folder / path).resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"the image {path} lies outside the file's folder")
+        found.append(image_bytes(path, folder))
+        check_image(found[-1])
+    check_marks(prompt, len(found))
+    return tuple(found)
+
+
+def check_marks(prompt: str | tuple[Message, ...], images: int) -> None:
+    """Raises ValueError unless a prompt has a mark `<image>` for each of its images."""
+    text = prompt if isinstance(prompt, str) else "".join(m.content for m in prompt)
+    marks = text.count(IMAGE_MARK)
+    if images and marks != images:
+        raise ValueError(f"has {images} images and {marks} {IMAGE_MARK} marks")
 
 
 def parse_prompt(prompt: Any) -> str | tuple[Message, ...]:

@@ -3,6 +3,7 @@ import json
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from geomjax.data.overlap import find_duplicates
 from geomjax.data.prompts import Example, Message, read_prompts
@@ -164,3 +165,50 @@ def test_any_other_bytes_are_a_value_error(tmp_path, content):
         assert "p.jsonl" in outcome
     else:
         assert all(example.prompt for example in outcome)
+
+
+def png(path, side=4):
+    Image.new("RGB", (side, side)).save(path, "PNG")
+    return path.read_bytes()
+
+
+def test_images_are_read_from_beside_the_file(tmp_path):
+    (tmp_path / "images").mkdir()
+    data = png(tmp_path / "images" / "a.png")
+    path = write(
+        tmp_path / "p.jsonl",
+        record(prompt="<image>How many?", answer="2", images=["images/a.png"]),
+        record(prompt="1+1=", answer="2", images=[]),
+    )
+    first, second = read_prompts(path)
+    assert first == Example("<image>How many?", "2", 1, (data,))
+    assert second.images == ()
+
+
+def test_images_that_cannot_be_used_are_named(tmp_path):
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    png(tmp_path / "outside.png")
+    png(inside / "a.png")
+    (inside / "b.png").write_bytes(b"no image")
+    path = write(
+        inside / "p.jsonl",
+        record(prompt="<image>", images=["../outside.png"]),
+        record(prompt="<image>", images=[str(tmp_path / "outside.png")]),
+        record(prompt="<image>", images=["missing.png"]),
+        record(prompt="<image>", images=["b.png"]),
+        record(prompt="<image><image>", images=["a.png"]),
+        record(prompt="<image>", images="a.png"),
+        record(prompt="<image>", images=[3]),
+    )
+    with pytest.raises(ValueError, match="line 1: the image ../outside.png lies") as e:
+        read_prompts(path)
+    for said in (
+        "outside.png lies outside the file's folder",
+        "missing.png is missing",
+        "is of no known format",
+        "has 1 images and 2 <image> marks",
+        "`images` is a string, expected a list of paths",
+        "`images` is a number, expected a string",
+    ):
+        assert said in str(e.value)

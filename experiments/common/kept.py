@@ -1,0 +1,36 @@
+"""Folders that are built on first use and kept."""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+
+def built_once(folder: Path, build: Callable[[Path], None]) -> Path:
+    """The folder, after building it where it is not there yet.
+
+    It appears under its name when it is whole. Of two processes that build it at once,
+    the first to end has its work kept.
+
+    Args:
+      folder: Where it belongs.
+      build: Writes it into another, empty folder, which is then renamed.
+
+    Returns:
+      `folder`.
+    """
+    if folder.exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{folder} is built once and kept")
+    made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        build(made)
+        try:
+            made.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return folder
