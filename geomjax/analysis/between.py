@@ -1,6 +1,7 @@
 """What lies between the passes over a stack's blocks, and after the last of them.
 
     solve     singular values and vectors of the short side, thresholds
+    begin     starts what no pass waits for
     cut       where the masks and the largest coordinates end
     finish    sines of the angles, energies, tables
 
@@ -22,10 +23,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from geomjax.analysis.needs import Needs
-from geomjax.analysis.rounds import Cuts, First, Known, Second, Third
+from geomjax.analysis.rounds import Cuts, First, Known, Plan, Second, Third
 from geomjax.geometry import factor, lapack, masks, sparsity, subspace
 from geomjax.geometry.factor import Factors
-from geomjax.geometry.select import Cut, locate, refine
+from geomjax.geometry.select import Cut, locate, refine, upto
 
 
 class Sizes(NamedTuple):
@@ -58,33 +59,25 @@ class Solved(NamedTuple):
     Attributes:
         source: factors of W.
         tuned: factors of W'.
-        delta_values: singular values of D.
         limits: of |D|, in float32.
         low: upper 16 bits of where each low mask ends.
         coordinates: those of where the largest coordinates end.
+        counts: of |D|, where `Plan.counted`.
     """
 
     source: Factors | None
     tuned: Factors | None
-    delta_values: Float[np.ndarray, "p r"] | None
     limits: Float[np.ndarray, "p t"] | None
     low: Cut | None
     coordinates: Cut | None
+    counts: Int[np.ndarray, "p bins"] | None
 
     @property
-    def small(self) -> "Solved":
-        """The singular values, without vectors and thresholds."""
-
-        def values(factors):
-            return None if factors is None else factors.values
-
-        return self._replace(
-            source=values(self.source),
-            tuned=values(self.tuned),
-            limits=None,
-            low=None,
-            coordinates=None,
-        )
+    def below(self) -> Int[np.ndarray, "p t"] | None:
+        """Entries up to each limit, where `counts` tells them."""
+        if self.counts is None or self.limits is None:
+            return None
+        return upto(self.counts, self.limits)
 
     @property
     def known(self) -> Known:
@@ -135,13 +128,20 @@ class Finished(NamedTuple):
     coordinates: Float[np.ndarray, "p f"] | None
 
 
-def solve(total: First, sizes: Sizes, needs: Needs) -> Solved:
+def counted(total: First, plan: Plan) -> First:
+    """The sums of the first pass, with what the histogram of D tells."""
+    if not (plan.counted and plan.needs.atols):
+        return total
+    limits = np.asarray(sparsity.float32_upto(np.asarray(plan.needs.atols)))
+    limits = np.broadcast_to(limits, (len(total.delta_keys), len(limits)))
+    return total._replace(within=upto(total.delta_keys, limits))
+
+
+def solve(total: First, sizes: Sizes, plan: Plan) -> Solved:
     """Factors and thresholds, from the sums of the first pass, on the host."""
-    at_work = [
-        _factored(total.source_gram, needs.source_directions),
-        _factored(total.tuned_gram, needs.tuned_directions),
-        _factored(total.delta_gram, 0 if needs.delta_values else None),
-    ]
+    needs = plan.needs
+    source = _factored(total.source_gram, needs.source_directions)
+    tuned = _factored(total.tuned_gram, needs.tuned_directions)
     low = coordinates = None
     # Tensors that are not finite are among them, and left out later.
     with np.errstate(invalid="ignore", over="ignore"):
@@ -150,9 +150,41 @@ def solve(total: First, sizes: Sizes, needs: Needs) -> Solved:
         low = locate(total.source_keys, sizes.masks)
     if needs.coordinate_fractions:
         coordinates = locate(total.delta_keys, sizes.smaller)
-    source, tuned, delta = map(_joined, at_work)
-    values = None if delta is None else delta.values
-    return Solved(source, tuned, values, limits, low, coordinates)
+    counts = total.delta_keys if plan.counted else None
+    return Solved(_joined(source), _joined(tuned), limits, low, coordinates, counts)
+
+
+class Beside(NamedTuple):
+    """What is computed beside the later passes, for each matrix of a stack.
+
+    Attributes:
+        delta: factors of D, without vectors; None: not needed.
+        short_sines: sines on the short side, for each rank; empty: not needed.
+    """
+
+    delta: list[Future[Factors]] | None
+    short_sines: list[Future[list[np.ndarray]]]
+
+
+class Values(NamedTuple):
+    """Singular values of W, W' and D, descending; what is not needed is None."""
+
+    source: Float[np.ndarray, "p r"] | None
+    tuned: Float[np.ndarray, "p r"] | None
+    delta: Float[np.ndarray, "p r"] | None
+
+
+def values(solved: Solved, beside: Beside) -> Values:
+    """The singular values, once they are all there."""
+    factors = (solved.source, solved.tuned, _joined(beside.delta))
+    return Values(*(None if f is None else f.values for f in factors))
+
+
+def begin(total: First, solved: Solved, needs: Needs) -> Beside:
+    """Starts what no later pass waits for: these leave a core idle now and then."""
+    delta = _factored(total.delta_gram, None if total.delta_gram is None else 0)
+    short_sines = _short_sines(solved, needs.sine_ranks) if needs.sine_ranks else []
+    return Beside(delta, short_sines)
 
 
 def _limits(total: First, sizes: Sizes, needs: Needs) -> Float[np.ndarray, "p t"]:
@@ -208,6 +240,7 @@ def cut(solved: Solved, total: Second, sizes: Sizes, needs: Needs) -> Ends:
 
 def finish(
     solved: Solved,
+    beside: Beside,
     second: Second,
     ends: Ends,
     third: Third,
@@ -216,7 +249,7 @@ def finish(
 ) -> Finished:
     """Sines, energies, tables and the energy of the largest coordinates."""
     inside = tables = coordinates = None
-    short_sines, long_sines = _sines(solved, third, needs.sine_ranks)
+    long_sines = _long_sines(third, needs.sine_ranks)
     if needs.energy_ranks:
         short = solved.source.short[:, : max(needs.energy_ranks)]
         inside = subspace.energies(
@@ -230,32 +263,45 @@ def finish(
         # without effect.
         threshold, below, tied = ends.coordinates
         value = threshold.view(np.float32).astype(np.float64)
+        if solved.counts is None:
+            above = np.asarray(third.above)
+        else:
+            above = sparsity.energy_beyond(solved.counts, value)
         larger = sizes.numel[:, None] - below - tied
-        coordinates = third.above + (sizes.coordinates - larger) * np.square(value)
+        coordinates = above + (sizes.coordinates - larger) * np.square(value)
+    short_sines = _by_rank(beside.short_sines)
     return Finished(short_sines, long_sines, inside, tables, coordinates)
 
 
-def _sines(
-    solved: Solved, third: Third, ranks: tuple[int, ...]
-) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
-    """Sines on the short side and on the long one, for each rank those of the stack."""
-    if not ranks:
-        return (), ()
-    k, submit = max(ranks), _workers().submit
+def _short_sines(
+    solved: Solved, ranks: tuple[int, ...]
+) -> list[Future[list[np.ndarray]]]:
+    """For each matrix its sines on the short side for each rank."""
+    k = max(ranks)
 
     def short(a, b):
         residuals = subspace.nested_residuals(a[:k], b[:k], ranks)
         return [_sine(residual) for residual in residuals]
 
+    pairs = zip(solved.source.short, solved.tuned.short, strict=True)
+    return [_workers().submit(short, *pair) for pair in pairs]
+
+
+def _long_sines(third: Third, ranks: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    """Sines on the long side, for each rank those of the stack."""
+    if not ranks:
+        return ()
+
     def long(i):
         return [_sine(factor.lower([x[i] for x in rows])) for rows in third.residuals]
 
-    pairs = zip(solved.source.short, solved.tuned.short, strict=True)
-    tasks = [submit(short, *pair) for pair in pairs]
-    others = [submit(long, i) for i in range(len(tasks))]
-    found = [[task.result() for task in part] for part in (tasks, others)]
-    first, second = (tuple(map(np.stack, zip(*x, strict=True))) for x in found)
-    return first, second
+    depth = len(third.residuals[0][0])
+    return _by_rank([_workers().submit(long, i) for i in range(depth)])
+
+
+def _by_rank(tasks: list[Future[list[np.ndarray]]]) -> tuple[np.ndarray, ...]:
+    found = [task.result() for task in tasks]
+    return tuple(map(np.stack, zip(*found, strict=True)))
 
 
 def _sine(residual: Float[np.ndarray, "k k"]) -> Float[np.ndarray, " k"]:

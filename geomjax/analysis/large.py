@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from geomjax.analysis import between, rounds
-from geomjax.analysis.between import Finished, Sizes, Solved
+from geomjax.analysis.between import Finished, Sizes, Solved, Values
 from geomjax.analysis.measure import (
     Loaded,
     Numbers,
@@ -133,7 +133,9 @@ def measure_large(
         return to_rows(stack, plan, Numbers(missing, np.asarray([False])))[0]
     effort = effort.fitted(r)
     spectra = _spectra(passes, first.energies[0], effort, shape)
-    solved = between.solve(first, sizes, streamed)
+    rows_plan = rounds.Plan(plan.delta, plan.subtract, streamed)
+    first = between.counted(first, rows_plan)
+    solved = between.solve(first, sizes, rows_plan)
     measured = _finish(passes, first.small, solved, spectra, needs, sizes)
     known = evaluate(metrics, measured, spectra, needs, shape, rounded=rounded)
     return _row(stack, plan, known, effort)
@@ -211,19 +213,20 @@ def _finish(
         # Of a larger rank the low mask alone is known, which has no rank.
         masks=tuple(SourceMask(min(m.rank, k), m.density) for m in needs.masks),
     )
-    below = finished = None
+    below, finished = solved.below, None
     if needs.second_pass:
         assert spectra.tuned is not None
         solved = solved._replace(
             source=_factors(spectra.source), tuned=_factors(spectra.tuned)
         )
+        beside = between.begin(first, solved, given)
         second = passes.sum(rounds.second, given, solved.known)
         ends = between.cut(solved, second, sizes, given)
         third = passes.sum(rounds.third, given, solved.known, second.cosines, ends.cuts)
-        finished = between.finish(solved, second, ends, third, sizes, given)
-        below = second.below
+        finished = between.finish(solved, beside, second, ends, third, sizes, given)
+        below = second.below if below is None else below
         finished = _with_gaps(finished, given, needs)
-    return Measured(first, solved, below, finished)
+    return Measured(first, Values(None, None, None), below, finished)
 
 
 def _factors(leading: Leading) -> Factors:

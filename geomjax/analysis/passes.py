@@ -94,7 +94,7 @@ def _pass(f: Callable[..., Any], plan: Plan, mesh: Mesh | None) -> Callable[...,
         if not carried:
             return f(None, block, plan=plan)
         vectors = rounds.vectors(carried[0], block, plan=plan)
-        return f(None, *carried, *vectors, block, plan=plan)
+        return f(None, *carried, vectors, block, plan=plan)
 
     if mesh is None:
         return jax.jit(step)

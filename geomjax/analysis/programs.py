@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from geomjax.analysis import between, rounds
-from geomjax.analysis.between import Finished, Sizes, Solved
+from geomjax.analysis.between import Finished, Sizes, Values
 from geomjax.analysis.needs import Needs
 from geomjax.analysis.rounds import Block, Cuts, First, Known, Plan
 from geomjax.geometry.factor import Factors
@@ -50,7 +50,7 @@ class Measured(NamedTuple):
     """Everything that is fetched of a stack; what was not needed is None."""
 
     first: First
-    solved: Solved
+    values: Values
     below: Any
     finished: Finished | None
 
@@ -87,10 +87,10 @@ class Programs:
         if not needs.second_pass:
             return
         known, cuts = _known(depth, r, needs), _cuts(depth, needs)
-        (a, b), self.vectors = self._start(rounds.vectors, known, block)
-        second, self.second = add(rounds.second, None, known, a, b, block)
+        vectors, self.vectors = self._start(rounds.vectors, known, block)
+        second, self.second = add(rounds.second, None, known, vectors, block)
         third, self.third = add(
-            rounds.third, None, known, second.cosines, cuts, a, b, block
+            rounds.third, None, known, second.cosines, cuts, vectors, block
         )
         self.zeros += [second, third]
 
@@ -140,42 +140,44 @@ class Programs:
         Args:
             blocks: the blocks, on the host; the list is emptied as they are moved.
             sizes: of the tensors, and of what fills the stack up.
-            keep: keep the vectors of the long side between the passes, rather than
-                compute them again.
+            keep: keep `rounds.Vectors` between the passes, rather than compute them
+                again.
 
         Returns:
             The results, on the host.
         """
-        needs = self.plan.needs
+        needs, plan = self.plan.needs, self.plan
         placed, sums = [], self.sums(0, len(blocks))
         while blocks:
             placed.append(self.put(blocks.pop(0)))
             sums.add(self.first, placed[-1])
-        first = sums.total()
-        solved = between.solve(first, sizes, needs)
-        below = finished = None
+        first = between.counted(sums.total(), plan)
+        solved = between.solve(first, sizes, plan)
+        beside = between.begin(first, solved, needs)
+        below, finished = solved.below, None
         if needs.second_pass:
             known = self.put(solved.known)
             kept: list[Any] = []
             sums = self.sums(1, len(placed))
             for block in placed:
-                a, b = self.vectors(known, block)
-                sums.add(self.second, known, a, b, block)
+                vectors = self.vectors(known, block)
+                sums.add(self.second, known, vectors, block)
                 if keep:
-                    kept.append((a, b))
+                    kept.append(vectors)
             second = sums.total()
             ends = between.cut(solved, second, sizes, needs)
             cosines, cuts = self.put((second.cosines, ends.cuts))
             sums = self.sums(2, len(placed))
             for i, block in enumerate(placed):
-                a, b = kept[i] if keep else self.vectors(known, block)
+                vectors = kept[i] if keep else self.vectors(known, block)
                 if keep:
                     kept[i] = None
-                sums.add(self.third, known, cosines, cuts, a, b, block)
+                sums.add(self.third, known, cosines, cuts, vectors, block)
+                del vectors
             third = sums.total()
-            finished = between.finish(solved, second, ends, third, sizes, needs)
-            below = second.below
-        return Measured(first.small, solved.small, below, finished)
+            finished = between.finish(solved, beside, second, ends, third, sizes, needs)
+            below = second.below if below is None else below
+        return Measured(first.small, between.values(solved, beside), below, finished)
 
 
 class Sums:

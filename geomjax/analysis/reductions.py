@@ -94,17 +94,17 @@ class Reductions:
     @property
     def source_values(self) -> Float[np.ndarray, "p r"]:
         """Singular values of W."""
-        return self._found.solved.source
+        return self._found.values.source
 
     @property
     def tuned_values(self) -> Float[np.ndarray, "p r"]:
         """Singular values of W'."""
-        return self._found.solved.tuned
+        return self._found.values.tuned
 
     @property
     def delta_values(self) -> Float[np.ndarray, "p r"]:
         """Singular values of D."""
-        return self._found.solved.delta_values
+        return self._found.values.delta
 
     @property
     def bf16_unchanged(self) -> Column:

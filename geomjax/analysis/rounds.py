@@ -5,7 +5,7 @@ blocks of b columns. Whatever their long sides, all stacks of one r and b run th
 few compiled programs:
 
     first     sums that need nothing else: Gram matrices, norms, histograms
-    vectors   a block of the long side's vectors of W and W'
+    vectors   a block of the long side's vectors of W and W', keys of W's masks
     second    cosines between them, energies of D, histograms of the principal masks
     third     residuals of the subspaces, entries by mask and support
 
@@ -50,6 +50,18 @@ class Plan(NamedTuple):
     subtract: Subtract
     needs: Needs
 
+    @property
+    def counted(self) -> bool:
+        """Whether D is in bfloat16: a histogram of 2^16 bins then tells all of |D|."""
+        return self.delta == "stored" and self.subtract == "bfloat16"
+
+    @property
+    def delta_keys(self) -> bool:
+        """Whether that histogram, or the one of the upper bits, is needed."""
+        needs = self.needs
+        thresholds = needs.atols or needs.rms_tolerances
+        return bool(needs.coordinate_fractions or (self.counted and thresholds))
+
 
 class Block(NamedTuple):
     """Columns of the matrices of a stack, in storage dtype.
@@ -72,7 +84,10 @@ class Block(NamedTuple):
 
 
 class First(NamedTuple):
-    """Sums of the first pass; what is not needed is None."""
+    """Sums of the first pass; what is not needed is None.
+
+    `within` is None too where `Plan.counted`: `delta_keys` tells it.
+    """
 
     not_finite: Int[Array, " p"]
     energies: Float[Array, "p 3"]
@@ -109,8 +124,22 @@ class Known(NamedTuple):
     coordinates: Int[AnyArray, "p f"] | None
 
 
+class Vectors(NamedTuple):
+    """What belongs to a block of the long side; what is not needed is None.
+
+    Attributes:
+        source: leading vectors of W.
+        tuned: those of W'.
+        keys: of the reconstructions of W that are the principal masks.
+    """
+
+    source: Float[Array, "p k b"] | None
+    tuned: Float[Array, "p l b"] | None
+    keys: UInt32[Array, "p q r b"] | None
+
+
 class Second(NamedTuple):
-    """Sums of the second pass."""
+    """Sums of the second pass; `below` is None where `Plan.counted`."""
 
     below: Int[Array, "p t"] | None
     cosines: Float[Array, "p l l"] | None
@@ -136,7 +165,7 @@ class Cuts(NamedTuple):
 
 
 class Third(NamedTuple):
-    """Sums of the third pass."""
+    """Sums of the third pass; `above` is None where `Plan.counted`."""
 
     residuals: tuple[GramRows, ...]
     joint: Int[Array, "p q c"] | None
@@ -152,6 +181,9 @@ def first(total: First | None, block: Block, *, plan: Plan) -> First:
     sides = [x.astype(wide) for x in (w, w_tuned, d)]
     finite = jnp.isfinite(w) & jnp.isfinite(w_tuned)
     size = lax.optimization_barrier(jnp.abs(d.astype(jnp.float32)))
+    within = None
+    if needs.atols and not plan.counted:
+        within = _within(size, _atol_limits(needs, len(size)), fresh)
 
     def grams(x, wanted):
         return gram_rows(x) if wanted else None
@@ -160,15 +192,13 @@ def first(total: First | None, block: Block, *, plan: Plan) -> First:
         _count(~finite),
         jnp.stack([jnp.sum(jnp.square(x), axis=(-2, -1)) for x in sides], axis=-1),
         jnp.max(size, axis=(-2, -1)).astype(wide),
-        _within(size, _atol_limits(needs, len(size)), fresh) if needs.atols else None,
+        within,
         _unchanged(block) if needs.bf16_unchanged else None,
         grams(sides[0], needs.source_directions is not None),
         grams(sides[1], needs.tuned_directions is not None),
         grams(sides[2], needs.delta_values),
         count_level(magnitude_key(w), block.fresh) if needs.masks else None,
-        count_level(magnitude_key(d), block.fresh)
-        if needs.coordinate_fractions
-        else None,
+        count_level(magnitude_key(d), block.fresh) if plan.delta_keys else None,
     )
     out = _add(total, part)
     if total is None:
@@ -176,10 +206,8 @@ def first(total: First | None, block: Block, *, plan: Plan) -> First:
     return out._replace(largest=jnp.maximum(total.largest, part.largest))
 
 
-def vectors(
-    known: Known, block: Block, *, plan: Plan
-) -> tuple[Float[Array, "p k b"] | None, Float[Array, "p l b"] | None]:
-    """The long side's vectors of W and W' in a block of columns."""
+def vectors(known: Known, block: Block, *, plan: Plan) -> Vectors:
+    """What both later passes need of a block of columns."""
     needs = plan.needs
     w, w_tuned, _ = _form(block, plan)
 
@@ -187,28 +215,29 @@ def vectors(
         rows = factors.short[:, :k] * factors.scale[:, :k, None]
         return matmul(rows, x.astype(rows.dtype))
 
-    a = b = None
+    a = b = keys = None
     if needs.long_vectors:
         a = leading(known.source, needs.long_vectors, w)
     if needs.sine_ranks:
         b = leading(known.tuned, max(needs.sine_ranks), w_tuned)
-    return a, b
+    if needs.masks:
+        keys = masks.principal_keys(known.source, a, [m.rank for m in needs.masks])
+    return Vectors(a, b, keys)
 
 
 def second(
     total: Second | None,
     known: Known,
-    a: Float[Array, "p k b"] | None,
-    b: Float[Array, "p l b"] | None,
+    vectors: Vectors,
     block: Block,
     *,
     plan: Plan,
 ) -> Second:
     """Adds a block to the sums of the second pass."""
-    needs = plan.needs
+    needs, (a, b, keys) = plan.needs, vectors
     w, _, d = _form(block, plan)
     below = cosines = on_short = on_long = principal = low = coordinates = None
-    if needs.rms_tolerances:
+    if needs.rms_tolerances and not plan.counted:
         size = lax.optimization_barrier(jnp.abs(d.astype(jnp.float32)))
         below = _within(size, known.limits, block.fresh[:, None])
     if needs.sine_ranks:
@@ -219,7 +248,6 @@ def second(
             known.source.short[:, :k], a[:, :k], d.astype(a.dtype)
         )
     if needs.masks:
-        keys = masks.principal_keys(known.source, a, [m.rank for m in needs.masks])
         principal = count_level(keys, block.fresh, FINE_KEY_BITS)
         if w.dtype == jnp.float32:
             low = count_inside(magnitude_key(w), known.low, block.fresh)
@@ -235,14 +263,13 @@ def third(
     known: Known,
     cosines: Float[Array, "p l l"] | None,
     cuts: Cuts,
-    a: Float[Array, "p k b"] | None,
-    b: Float[Array, "p l b"] | None,
+    vectors: Vectors,
     block: Block,
     *,
     plan: Plan,
 ) -> Third:
     """Adds a block to the sums of the third pass."""
-    needs = plan.needs
+    needs, (a, b, keys) = plan.needs, vectors
     w, _, d = _form(block, plan)
     residuals = tuple(
         subspace.residual_gram(a[:, :k], b[:, :k], cosines[:, :k, :k])
@@ -250,11 +277,10 @@ def third(
     )
     joint = above = None
     if needs.masks:
-        keys = masks.principal_keys(known.source, a, [m.rank for m in needs.masks])
         joint = masks.joint_counts(
             keys, cuts.principal, w, cuts.low, d, needs.support_atol, block.fresh
         )
-    if needs.coordinate_fractions:
+    if needs.coordinate_fractions and not plan.counted:
         thresholds = lax.bitcast_convert_type(cuts.coordinates, jnp.float32)
         above = sparsity.energy_above(d, thresholds)
     return _add(total, Third(residuals, joint, above))

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from geomjax.analysis.between import Finished
+from geomjax.analysis.between import Finished, Values
 from geomjax.analysis.metric import Metric
 from geomjax.analysis.metrics import RANK_THRESHOLDS
 from geomjax.analysis.needs import Needs
@@ -102,19 +102,12 @@ def evaluate(
     def fill(leading):
         return None if leading is None else np.outer(ones, _with_unknown(leading, r))
 
-    # On the host: spectra alone stand where a device has factors.
-    before: Any = measured.solved
-    solved = before._replace(
-        source=fill(spectra.source),
-        tuned=fill(spectra.tuned),
-        delta_values=values,
-    )
+    source = fill(spectra.source)
+    of_all = Values(source, fill(spectra.tuned), values)
     first = [measured.finished] * len(deltas)
     batch = Measured(
         first=repeat(measured.first),
-        solved=solved._replace(
-            limits=repeat(solved.limits), low=None, coordinates=None
-        ),
+        values=of_all,
         below=repeat(measured.below),
         finished=_stack([*first, *finished]),
     )
@@ -124,9 +117,9 @@ def evaluate(
 
     # The principal masks are cut from a reconstruction of W, whose error is not bounded
     # entry by entry: they are known where all of W's vectors are.
-    unknown = solved.source is not None and np.isnan(solved.source).any()
+    unknown = source is not None and np.isnan(source).any()
     without_masks = reductions(
-        batch._replace(solved=batch.solved._replace(source=solved.source * np.nan))
+        batch._replace(values=of_all._replace(source=np.full_like(source, np.nan)))
         if unknown
         else batch
     )

@@ -72,7 +72,7 @@ def working_bytes(layout: Layout, blocks: int) -> int:
 
     Both sides in storage dtype, the host's copy going as the device's comes; what is
     computed from one block, in float64; Gram matrices and what LAPACK works in;
-    histograms. Not the vectors of the long side, see `kept_bytes`.
+    histograms. Not what is kept between the passes, see `kept_bytes`.
     """
     in_block = layout.r * layout.columns
     stored = np.dtype(layout.source_dtype).itemsize
@@ -82,9 +82,12 @@ def working_bytes(layout: Layout, blocks: int) -> int:
 
 
 def kept_bytes(layout: Layout, blocks: int) -> int:
-    """Memory for the vectors of the long side, where they are kept between passes."""
+    """Memory for `rounds.Vectors`, where they are kept between passes, about.
+
+    Two times k vectors in float64, and four keys of 4 bytes for each entry.
+    """
     k = min(512, layout.r // 2)
-    return layout.depth * 16 * k * layout.columns * blocks
+    return layout.depth * 16 * (k + layout.r) * layout.columns * blocks
 
 
 def plan_stacks(

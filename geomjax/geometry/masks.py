@@ -9,12 +9,14 @@ size is exact here, and the coverage given is the mean over all ways to break th
 with the smallest and the largest beside it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
 
 from geomjax.geometry.blocks import drop_stale, transpose
 from geomjax.geometry.factor import Factors, Numbers, matmul
@@ -29,6 +31,8 @@ from geomjax.geometry.select import (
 
 _CLASSES = 9
 _FINE_BITS = FINE_KEY_BITS - LEVEL_BITS
+_CACHED = 128
+"""Columns whose reconstruction, in float64, fits a core's cache."""
 _JOINT = (2 + (1 << _FINE_BITS)) * _CLASSES
 
 
@@ -88,14 +92,38 @@ def principal_keys(
     bound = jnp.maximum(factors.values[..., :1, None], tiny)
     k = max(ranks)
     columns = transpose(factors.short[..., :k, :] * factors.values[..., :k, None])
-    rebuilt = jnp.zeros((), long.dtype)
-    known, keys = 0, {}
-    for rank in sorted(set(ranks)):
-        step = matmul(columns[..., known:rank], long[..., known:rank, :])
-        rebuilt = step if known == 0 else rebuilt + step
-        keys[rank] = fine_key(rebuilt, bound)
-        known = rank
-    return jnp.stack([keys[rank] for rank in ranks], axis=-3)
+
+    def whole(rows):
+        rebuilt, known, keys = jnp.zeros((), rows.dtype), 0, {}
+        for rank in sorted(set(ranks)):
+            step = matmul(columns[..., known:rank], rows[..., known:rank, :])
+            rebuilt = step if known == 0 else rebuilt + step
+            keys[rank] = fine_key(rebuilt, bound)
+            known = rank
+        return jnp.stack([keys[rank] for rank in ranks], axis=-3)
+
+    return lax.platform_dependent(
+        long[..., :k, :], cpu=lambda rows: _by_columns(whole, rows), default=whole
+    )
+
+
+def _by_columns(
+    f: Callable[[Array], Array], x: Float[Array, "*p k b"]
+) -> Shaped[Array, "*s b"]:
+    """`f(x)`, a few columns at a time: what is between them stays in a core's cache."""
+    b = x.shape[-1]
+    if b <= 2 * _CACHED:
+        return f(x)
+    out = jax.eval_shape(f, x)
+
+    def step(i, out):
+        # The last columns are computed twice where there is no whole number of parts.
+        start = jnp.minimum(i * _CACHED, b - _CACHED)
+        part = f(lax.dynamic_slice_in_dim(x, start, _CACHED, axis=-1))
+        return lax.dynamic_update_slice_in_dim(out, part, start, axis=-1)
+
+    parts = jnp.int32(-(-b // _CACHED))
+    return lax.fori_loop(jnp.int32(0), parts, step, jnp.zeros(out.shape, out.dtype))
 
 
 def joint_counts(
@@ -127,16 +155,26 @@ def joint_counts(
     """
     moved = jnp.abs(delta).astype(jnp.result_type(float))
     support = (moved > 0).astype(jnp.int32) + (moved > atol).astype(jnp.int32)
-    low = _side(magnitude_key(source)[..., None, :, :], low_thresholds[..., None, None])
-    kind = low * 3 + support[..., None, :, :]
-    upper = (keys >> _FINE_BITS).astype(jnp.int32)
-    lower = (keys & ((1 << _FINE_BITS) - 1)).astype(jnp.int32)
-    bins = bins[..., None, None]
-    outside = jnp.where(upper > bins, jnp.int32(_CLASSES), jnp.int32(0))
-    index = kind + jnp.where(upper == bins, (lower + 2) * _CLASSES, outside)
-    index = drop_stale(index, fresh, _JOINT)
-    flat = index.reshape(*index.shape[:-2], -1)
-    return histogram(flat, _JOINT + 1)[..., :_JOINT]
+    magnitudes = magnitude_key(source)
+
+    def one(mask):
+        """One mask at a time, see `histogram_by_scatter`."""
+        keys, bin_, low = mask
+        kind = _side(magnitudes, low[..., None, None]) * 3 + support
+        upper = (keys >> _FINE_BITS).astype(jnp.int32)
+        lower = (keys & ((1 << _FINE_BITS) - 1)).astype(jnp.int32)
+        bin_ = bin_[..., None, None]
+        outside = jnp.where(upper > bin_, jnp.int32(_CLASSES), jnp.int32(0))
+        index = kind + jnp.where(upper == bin_, (lower + 2) * _CLASSES, outside)
+        index = drop_stale(index, fresh, _JOINT)
+        flat = index.reshape(*index.shape[:-2], -1)
+        return histogram(flat, _JOINT + 1)[..., :_JOINT]
+
+    masks = tuple(
+        jnp.moveaxis(x, axis, 0)
+        for x, axis in ((keys, -3), (bins, -1), (low_thresholds, -1))
+    )
+    return jnp.moveaxis(lax.map(one, masks), 0, -2)
 
 
 def joint_table(

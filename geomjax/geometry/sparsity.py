@@ -3,8 +3,10 @@
 import math
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
+from geomjax.geometry import select
 from geomjax.geometry.factor import Numbers
 
 
@@ -87,3 +89,20 @@ def energy_above(
 
     parts = [above(thresholds[..., i]) for i in range(thresholds.shape[-1])]
     return jnp.stack(parts, axis=-1)
+
+
+def energy_beyond(
+    counts: Int[np.ndarray, "p bins"], thresholds: Float[np.ndarray, "p f"]
+) -> Float[np.ndarray, "p f"]:
+    """`energy_above` of bfloat16 values, from their histogram.
+
+    Args:
+        counts: `select.count_level` of `select.magnitude_key`, summed.
+        thresholds: for each row.
+    """
+    values = select.magnitudes()
+    energies = counts[:, : len(values)] * np.square(values)
+    # Of the values from each on, and of none; the smallest are added last.
+    total = np.pad(np.cumsum(energies[:, ::-1], axis=-1), ((0, 0), (1, 0)))
+    bins = np.searchsorted(values, thresholds, side="right")
+    return np.take_along_axis(total, len(values) - bins, axis=-1)

@@ -18,7 +18,9 @@ from geomjax.geometry.select import (
     locate,
     magnitude_key,
     refine,
+    upto,
 )
+from geomjax.geometry.sparsity import energy_beyond
 
 
 @pytest.mark.parametrize("bins", [1, 5, 28, 300])
@@ -82,3 +84,25 @@ def test_fine_keys_resolve_what_float32_does_below_the_bound():
     assert keys[4] == keys[5] == 0
     assert len(set(keys[:4].tolist())) == 4
     assert keys.max() < 1 << FINE_KEY_BITS
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 1000), spread=st.sampled_from([0.0, 1e-38, 1.0, 1e30]))
+def test_a_histogram_of_bfloat16_values_tells_counts_and_energies(seed, spread):
+    rng = np.random.default_rng(seed)
+    x = (spread * rng.standard_normal((2, 6, 7))).astype(ml_dtypes.bfloat16)
+    x[0, 0, :3] = np.inf, -np.inf, np.nan
+    counts = np.asarray(count_level(magnitude_key(jnp.asarray(x)), None), np.int64)
+    sizes = np.abs(x.astype(np.float64)).reshape(2, -1)
+    # At a value, beside it, below all, above all that is finite.
+    some = np.nan_to_num(sizes[:, [5, 9]], posinf=1.0)
+    limits = np.concatenate([some, some * 1.01, [[0.0, 3.4e38]] * 2], axis=-1)
+    for row in range(2):
+        of_row = slice(row, row + 1)
+        for i, limit in enumerate(limits[row]):
+            within = sizes[row] <= limit
+            assert upto(counts[of_row], limits[of_row])[0, i] == within.sum()
+            beyond = np.isfinite(sizes[row]) & (sizes[row] > limit)
+            expected = np.sum(np.square(sizes[row][beyond]))
+            found = energy_beyond(counts[of_row], limits[of_row])[0, i]
+            np.testing.assert_allclose(found, expected, rtol=1e-13)
