@@ -2,8 +2,9 @@
 
     python -m experiments.describe --config=configs/p1_vl_opd.py
 
-A description: no experiment here trains on prompts with images yet. The objective,
-forward KL on the teacher's 32 most likely tokens, is `geomjax.objectives.top_k`.
+A description: `experiments.optimizer_ablation` trains on such prompts, but not with
+this objective, forward KL on the teacher's 32 most likely tokens, which is
+`geomjax.objectives.top_k`.
 """
 
 import ml_collections

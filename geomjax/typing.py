@@ -100,4 +100,25 @@ class LanguageModel(Protocol):
         """Parameters with the blocks unstacked, as `prefill` and `decode` take them."""
 
 
+@runtime_checkable
+class SeeingModel(LanguageModel, Protocol):
+    """A model of text that becomes one of prompts with images once it has these."""
+
+    def with_images(self, images: Any) -> LanguageModel:
+        """The model of these prompts; `images` is a pytree with the rows first."""
+
+
+def prompted(model: LanguageModel, images: Any | None) -> LanguageModel:
+    """The model of a batch: itself, or with the images of the batch.
+
+    Raises:
+      ValueError: There are images, and the model reads text alone.
+    """
+    if images is None:
+        return model
+    if not isinstance(model, SeeingModel):
+        raise ValueError(f"prompts with images, but {type(model).__name__} sees none")
+    return model.with_images(images)
+
+
 PRNGKey = jax.Array

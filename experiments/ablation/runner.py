@@ -24,7 +24,7 @@ from experiments.common.tracking import tracked
 from experiments.common.workdir import claimed_hash, resolved
 from experiments.common.world import World
 from geomjax import hosts
-from geomjax.data.batches import make_batches
+from geomjax.data.batches import WHOLE, make_batches
 from geomjax.data.pipeline import Pipeline
 from geomjax.data.spread import spread
 from geomjax.models import hf
@@ -216,13 +216,16 @@ class Runner:
         step = self._steps[cached]
         place = world.student.model.placement
         batches = spread(config.prompts_per_step, place)
+        images_of = world.images_of("train")
         batch_at = make_batches(
             world.train.token_ids,
             batch_size=config.prompts_per_step,
             seed=seed,
             pad_id=world.sampling.pad_token,
             length=world.prompt_length,
-            shard=batches.shard,
+            # Of images every process needs all: their padded size is the batch's.
+            shard=batches.shard if images_of is None else WHOLE,
+            images_of=images_of,
         )
         whole = place.sharding()
         key = hosts.put(jax.random.key(seed), whole)

@@ -30,6 +30,7 @@ def make_split_accuracy(
         judge,
         prompt_length=world.prompt_length,
         batch_size=config.evaluation_batch,
+        images_of=world.images_of(split),
     )
 
 
@@ -61,6 +62,7 @@ def make_evaluate(
         prompt_length=world.prompt_length,
         batch_size=config.evaluation_batch,
         seed=0,
+        images_of=world.images_of("validation"),
     )
     accuracies = {}
     if config.accuracy:

@@ -1,6 +1,7 @@
 """Prompts of an experiment: read, checked, split and encoded as its config says."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,10 +12,12 @@ from geomjax import hosts
 from geomjax.data.adapters import WORDING
 from geomjax.data.chat import as_conversations, thinking_settings
 from geomjax.data.encode import EncodedPrompts, encode_prompts
+from geomjax.data.image_prompts import encode_image_prompts
 from geomjax.data.overlap import find_duplicates, find_overlap, fingerprint, without
 from geomjax.data.prompts import Example
 from geomjax.data.sources import Columns, read_source
 from geomjax.data.splits import split_examples
+from geomjax.models.load import Loaded
 from geomjax.rewards.judge import Judge
 
 UNUSABLE = "unusable_prompts.jsonl"
@@ -71,6 +74,7 @@ def load_prompts(
     config: ml_collections.ConfigDict,
     source: str,
     tokenizer: PreTrainedTokenizerFast,
+    student: Loaded,
     judge: Judge | None,
 ) -> Prompts:
     """Reads prompts, takes out what cannot be used, splits and encodes them.
@@ -80,6 +84,7 @@ def load_prompts(
         `test_fraction`, `max_prompt_tokens` and `overlong`.
       source: As `read_source` takes it.
       tokenizer: The student's.
+      student: Reads the images, where the prompts have any.
       judge: Finds the answers that cannot be read; None to take them as they are.
 
     Raises:
@@ -113,7 +118,7 @@ def load_prompts(
     )
     _require_splits(config, splits.validation, splits.test)
     train, validation, test = (
-        _encode(config, part, tokenizer, _shots(settings)) for part in splits
+        _encode(config, part, tokenizer, student, _shots(settings)) for part in splits
     )
     dropped = train.dropped + validation.dropped + test.dropped
     if dropped:
@@ -186,6 +191,7 @@ def _encode(
     config: ml_collections.ConfigDict,
     part: list[Example],
     tokenizer: PreTrainedTokenizerFast,
+    student: Loaded,
     shots: list[Example],
 ) -> EncodedPrompts:
     settings = config.data
@@ -193,10 +199,37 @@ def _encode(
         return EncodedPrompts([], [], 0)
     if settings.chat or settings.system or shots:
         part = as_conversations(part, system=settings.system or None, shots=shots)
-    return encode_prompts(
+    return encode(
         part,
         tokenizer,
+        student,
         config.max_prompt_tokens,
         overlong=config.overlong,
         template_settings=thinking_settings(tokenizer, _THINKING[settings.thinking]),
     )
+
+
+def encode(
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerFast,
+    model: Loaded,
+    max_prompt_tokens: int,
+    **options: Any,
+) -> EncodedPrompts:
+    """Encodes prompts, with the placeholders of their images where they have any.
+
+    Raises:
+      ValueError: As `encode_prompts` and `encode_image_prompts`, which take the
+        options; or there are images, and the model sees none.
+    """
+    if has_images(examples):
+        reading = model.image_reading
+        return encode_image_prompts(
+            examples, tokenizer, reading, max_prompt_tokens, **options
+        )
+    return encode_prompts(examples, tokenizer, max_prompt_tokens, **options)
+
+
+def has_images(examples: Sequence[Example]) -> bool:
+    """Whether some of the prompts have images."""
+    return any(example.images for example in examples)

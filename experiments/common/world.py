@@ -8,13 +8,17 @@ import jax.numpy as jnp
 import ml_collections
 from transformers import PreTrainedTokenizerFast
 
-from experiments.common.prompts import Prompts, load_prompts
+from experiments.common.prompts import Prompts, has_images, load_prompts
 from geomjax import hosts
+from geomjax.data.batches import ImagesOf
 from geomjax.data.encode import EncodedPrompts
+from geomjax.data.image_prompts import read_images
 from geomjax.data.same_tokenizer import require_same_tokenizer
 from geomjax.data.tokenizers import load_tokenizer, stop_token_ids, tokenizer_size
 from geomjax.meshes import ONE_DEVICE, Placement, mesh_from_string
+from geomjax.models.config import ModelConfig
 from geomjax.models.load import Loaded, checkpoint_directory, load
+from geomjax.models.qwen2_5_vl_config import Qwen25VLConfig
 from geomjax.rewards.judge import Judge
 from geomjax.train.step import Sampling
 
@@ -57,6 +61,13 @@ class World(NamedTuple):
     def test(self) -> EncodedPrompts:
         """Prompts to report on."""
         return self.prompts.test
+
+    def images_of(self, split: str) -> ImagesOf | None:
+        """Reads the images of a split's prompts; None where they have none."""
+        part: EncodedPrompts = getattr(self.prompts, split)
+        if not has_images(part.examples):
+            return None
+        return read_images(part, self.student.image_reading, self.prompt_length)
 
 
 def locate(config: ml_collections.ConfigDict) -> tuple[Path, Path, str]:
@@ -107,7 +118,10 @@ def load_world(config: ml_collections.ConfigDict, judge: Judge | None = None) ->
                 f"max_prompt_tokens + max_new_tokens is {asked}, but the {name}'s "
                 f"context is {context} tokens"
             )
-    prompts = load_prompts(config, prompts_source, tokenizer, judge)
+    prompts = load_prompts(config, prompts_source, tokenizer, student, judge)
+    parts = prompts.train, prompts.validation, prompts.test
+    if any(has_images(part.examples) for part in parts):
+        _require_same_sight(student, teacher)
     stop = stop_token_ids(tokenizer, student_dir)
     return World(
         student_dir=student_dir,
@@ -124,9 +138,26 @@ def load_world(config: ml_collections.ConfigDict, judge: Judge | None = None) ->
             if tokenizer.pad_token_id is None
             else tokenizer.pad_token_id,
         ),
-        prompt_length=max(
-            len(ids)
-            for part in (prompts.train, prompts.validation, prompts.test)
-            for ids in part.token_ids
-        ),
+        prompt_length=max(len(ids) for part in parts for ids in part.token_ids),
+    )
+
+
+def _require_same_sight(student: Loaded, teacher: Loaded) -> None:
+    """Raises ValueError unless the teacher takes images as the student does."""
+    ours, theirs = (_sight(loaded.model.config) for loaded in (student, teacher))
+    if ours != theirs:
+        raise ValueError(
+            "prompts with images: student and teacher take images differently, "
+            f"{ours} and {theirs}"
+        )
+
+
+def _sight(config: ModelConfig) -> str:
+    """What decides how images become patches, placeholders and places."""
+    if not isinstance(config, Qwen25VLConfig):
+        return f"{config.architecture}: none"
+    vision = config.vision
+    return (
+        f"{config.architecture}: image token {config.image_token}, {vision.window}, "
+        f"{vision.patch_values} values a patch"
     )

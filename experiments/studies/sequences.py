@@ -107,6 +107,7 @@ class Sequences:
             seed=seed,
             pad_id=self._world.sampling.pad_token,
             length=self._world.prompt_length,
+            images_of=self._world.images_of("train"),
         )
 
     def _responses(
@@ -114,7 +115,8 @@ class Sequences:
     ) -> Drawn:
         """Right answers of as many prompts as a rollout has rows."""
         del params, key
-        index = batch_at(step).index
+        batch = batch_at(step)
+        index = batch.index
         padded = pad_responses(
             [self._world.train.token_ids[i] for i in index],
             [self._answers[i] for i in index],
@@ -124,7 +126,7 @@ class Sequences:
         )
         log_probs = np.zeros(padded.tokens.shape, np.float32)
         rewards = np.ones(len(index), np.float32)
-        *arrays, rewards = jax.device_put((*padded, log_probs, rewards))
+        *arrays, rewards = jax.device_put((*padded, log_probs, batch.images, rewards))
         return Drawn(Rollout(*arrays), rewards)
 
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Int32, Int64
@@ -42,13 +42,19 @@ class PromptBatch(NamedTuple):
 
     `positions` count a prompt's own tokens from 0 (and are 0 on padding),
     `segment_ids` are 1 on tokens and 0 on padding, and `index` says which of the
-    encoded prompts each row is.
+    encoded prompts each row is. `images` are those of the rows, as the model takes
+    them; None for text.
     """
 
     tokens: Int32[Array | np.ndarray, "B P"]
     positions: Int32[Array | np.ndarray, "B P"]
     segment_ids: Int32[Array | np.ndarray, "B P"]
     index: Int32[Array | np.ndarray, "B"]  # type: ignore[assignment] # hides a method
+    images: Any = None
+
+
+ImagesOf = Callable[[Sequence[int]], Any]
+"""Reads the images of some of the encoded prompts, by number, for a batch of them."""
 
 
 def longest(token_ids: Sequence[Int32[np.ndarray, "_"]]) -> int:
@@ -143,6 +149,7 @@ def make_batches(
     pad_id: int,
     length: int | None = None,
     shard: Shard = WHOLE,
+    images_of: ImagesOf | None = None,
 ) -> Callable[[int], PromptBatch]:
     """Makes the function from a step to its batch, which a `Pipeline` calls ahead.
 
@@ -158,6 +165,7 @@ def make_batches(
         length: the padded length in tokens, or None for that of the longest prompt.
             Datasets that share a compiled program should be given one length.
         shard: which rows of each batch are made here.
+        images_of: reads the images of a batch; None for prompts without images.
 
     Returns:
         A function from a step (0, 1, 2, ...) to a `PromptBatch`.
@@ -175,7 +183,9 @@ def make_batches(
         index = batch_index(step, seed=seed, batch_size=batch_size, size=len(token_ids))
         index = index[rows]
         chosen = [token_ids[i] for i in index]
-        return pad_prompts(chosen, padded_length, pad_id)._replace(index=index)
+        images = None if images_of is None else images_of(index.tolist())
+        batch = pad_prompts(chosen, padded_length, pad_id)
+        return batch._replace(index=index, images=images)
 
     return batch_at
 

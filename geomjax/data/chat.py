@@ -37,6 +37,7 @@ def as_conversations(
         for shot in shots
         for message in (*_turns(shot), Message("assistant", shot.answer or ""))
     ]
+    seen = [image for shot in shots for image in shot.images]
     made = []
     for example in examples:
         own = _turns(example)
@@ -46,7 +47,8 @@ def as_conversations(
                 f"line {example.line} has a system prompt already; give none"
             )
         rest = [message for message in own if message.role != "system"]
-        made.append(example._replace(prompt=(*front, *head, *turns, *rest)))
+        prompt = (*front, *head, *turns, *rest)
+        made.append(example._replace(prompt=prompt, images=(*seen, *example.images)))
     return made
 
 

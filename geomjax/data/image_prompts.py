@@ -1,29 +1,49 @@
-"""Prompts with images: their token ids, and batches of them with their patches."""
+"""Prompts with images: their token ids, and the images of a batch of them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
-from geomjax.data.batches import WHOLE, PromptBatch, Shard, make_batches
+from geomjax.data.batches import ImagesOf
 from geomjax.data.encode import EncodedPrompts, encode_text
 from geomjax.data.image_processor import ImageProcessor, open_image
 from geomjax.data.patches import ImagePatches
 from geomjax.data.placeholders import expand_placeholders, image_parts
 from geomjax.data.prompts import Example, Message, summarize
 
+Place = Callable[
+    [Sequence[Int32[np.ndarray, "_"]], Sequence[Sequence[ImagePatches]], int], Any
+]
+"""From prompts, their images and a length to what the model's `with_images` takes."""
+
+
+class ImageReading(NamedTuple):
+    """How a model takes the images of its prompts.
+
+    Attributes:
+      processor: The checkpoint's image processor.
+      place: Ties images to the placeholders of their prompts, such as
+        `geomjax.models.qwen2_5_vl.place_images` with its configuration.
+      image_token: Id of the placeholder.
+      video_token: Id of the placeholder of videos.
+    """
+
+    processor: ImageProcessor
+    place: Place
+    image_token: int
+    video_token: int
+
 
 def encode_image_prompts(
     examples: Sequence[Example],
     tokenizer: PreTrainedTokenizerFast,
-    processor: ImageProcessor,
+    reading: ImageReading,
     max_prompt_tokens: int,
     *,
-    image_token: int,
-    video_token: int,
     overlong: Literal["error", "drop"] = "error",
     template_settings: Mapping[str, Any] | None = None,
 ) -> EncodedPrompts:
@@ -36,10 +56,8 @@ def encode_image_prompts(
       examples: The prompts, with `<image>` where an image belongs; plain text becomes
         the user's turn.
       tokenizer: The student's, with a chat template that takes images.
-      processor: The checkpoint's image processor.
+      reading: How the student takes images.
       max_prompt_tokens: The longest prompt allowed, its images' tokens counted.
-      image_token: Id of the placeholder.
-      video_token: Id of the placeholder of videos.
       overlong: Whether a longer prompt is an error, or is dropped and counted.
       template_settings: Variables of the chat template.
 
@@ -53,13 +71,13 @@ def encode_image_prompts(
     for example in examples:
         try:
             text = _render(example.prompt, tokenizer, template_settings or {})
-            grids = [each.grid for each in patches_of(example, processor)]
+            grids = [each.grid for each in patches_of(example, reading.processor)]
             ids = expand_placeholders(
                 encode_text(text, tokenizer),
                 grids,
-                image_token=image_token,
-                video_token=video_token,
-                merge_size=processor.merge_size,
+                image_token=reading.image_token,
+                video_token=reading.video_token,
+                merge_size=reading.processor.merge_size,
             )
         except (ValueError, TemplateError) as error:
             problems.append(f"line {example.line}: {error}")
@@ -92,51 +110,22 @@ def patches_of(example: Example, processor: ImageProcessor) -> list[ImagePatches
     ]
 
 
-Place = Callable[
-    [Sequence[Int32[np.ndarray, "_"]], Sequence[Sequence[ImagePatches]]], Any
-]
-"""Ties images to the placeholders of their prompts, as a model reads both."""
-
-
-def make_image_batches(
-    prompts: EncodedPrompts,
-    processor: ImageProcessor,
-    place: Place,
-    *,
-    batch_size: int,
-    seed: int,
-    pad_id: int,
-    length: int | None = None,
-    shard: Shard = WHOLE,
-) -> Callable[[int], tuple[PromptBatch, Any]]:
-    """As `make_batches`, each batch with its images, which a `Pipeline` opens ahead.
+def read_images(
+    prompts: EncodedPrompts, reading: ImageReading, length: int
+) -> ImagesOf:
+    """Opens the images of a batch when it is made, which a `Pipeline` does ahead.
 
     Args:
       prompts: From `encode_image_prompts`.
-      processor: The checkpoint's image processor.
-      place: Such as `geomjax.models.qwen2_5_vl.place_images` with its configuration.
-      batch_size: Prompts in a batch.
-      seed: The seed of the order.
-      pad_id: The token id on padding.
-      length: The padded length in tokens, or None for that of the longest prompt.
-      shard: Which rows of each batch are made here.
+      reading: How the model takes images.
+      length: The padded length of the batches, in tokens.
     """
-    prompts_at = make_batches(
-        prompts.token_ids,
-        batch_size=batch_size,
-        seed=seed,
-        pad_id=pad_id,
-        length=length,
-        shard=shard,
-    )
 
-    def batch_at(step: int) -> tuple[PromptBatch, Any]:
-        batch = prompts_at(step)
-        rows = np.asarray(batch.index).tolist()
-        patches = [patches_of(prompts.examples[i], processor) for i in rows]
-        return batch, place([prompts.token_ids[i] for i in rows], patches)
+    def images_of(rows: Sequence[int]) -> Any:
+        patches = [patches_of(prompts.examples[i], reading.processor) for i in rows]
+        return reading.place([prompts.token_ids[i] for i in rows], patches, length)
 
-    return batch_at
+    return images_of
 
 
 def _render(

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from geomjax.data.prompts import Example
 
@@ -27,7 +27,8 @@ def split_examples(
 ) -> Splits:
     r"""Splits examples by their prompts; what is held out is given, train is the rest.
 
-    With h(prompt) a hash in [0, 1), and both sizes given as fractions, an example is
+    With h(prompt) a hash in [0, 1) of the prompt and its images, and both sizes given
+    as fractions, an example is
 
         test if h < test, validation if test <= h < test + validation, else train,
 
@@ -55,14 +56,14 @@ def split_examples(
             f"splits: got {sizes}, expected two fractions (such as 0.1) or two numbers "
             "of prompts (such as 500), none negative"
         )
-    places = {example.prompt: _hash(example.prompt, seed) for example in examples}
+    places = {_identity(example): _hash(example, seed) for example in examples}
     if isinstance(test, int) and isinstance(validation, int):
         ends = _ends_by_rank(sorted(places.values()), test, test + validation)
     else:
         ends = tuple(int(end * 2**_HASH_BITS) for end in (test, test + validation))
     splits = Splits([], [], [])
     for example in examples:
-        place = places[example.prompt]
+        place = places[_identity(example)]
         if place < ends[0]:
             splits.test.append(example)
         elif place < ends[1]:
@@ -89,7 +90,12 @@ def _ends_by_rank(ordered: list[int], *counts: int) -> tuple[int, ...]:
     )
 
 
-def _hash(prompt: object, seed: int) -> int:
+def _identity(example: Example) -> tuple[Any, ...]:
+    return example.prompt, example.images
+
+
+def _hash(example: Example, seed: int) -> int:
     # Python's own hash differs between processes.
-    data = json.dumps([seed, prompt]).encode()
+    images = [hashlib.blake2b(image).hexdigest() for image in example.images]
+    data = json.dumps([seed, example.prompt, *images]).encode()
     return int.from_bytes(hashlib.blake2b(data, digest_size=_HASH_BITS // 8).digest())

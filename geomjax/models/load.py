@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,6 +19,7 @@ from geomjax.checkpoints.hub import download
 from geomjax.checkpoints.sources import open_source
 from geomjax.checkpoints.writer import DEFAULT_MAX_SHARD_BYTES, write_safetensors
 from geomjax.data.image_processor import ImageProcessor
+from geomjax.data.image_prompts import ImageReading
 from geomjax.data.tokenizers import load_tokenizer
 from geomjax.meshes import ONE_DEVICE, Placement
 from geomjax.models import hf
@@ -28,7 +29,7 @@ from geomjax.models.config import DecoderConfig, ModelConfig
 from geomjax.models.decoder import Decoder
 from geomjax.models.families import model_config
 from geomjax.models.fields import read_config
-from geomjax.models.qwen2_5_vl import Qwen25VL
+from geomjax.models.qwen2_5_vl import Qwen25VL, place_images
 from geomjax.models.qwen2_5_vl_config import Qwen25VLConfig
 from geomjax.models.read import read_params
 from geomjax.models.vision import VisionTower
@@ -103,6 +104,25 @@ class Loaded:
           ValueError: It has none.
         """
         return ImageProcessor(self._folder)
+
+    @cached_property
+    def image_reading(self) -> ImageReading:
+        """How the model takes the images of its prompts.
+
+        Raises:
+          ValueError: It sees none, or its folder has no image processor.
+        """
+        config = self.model.config
+        if not isinstance(config, Qwen25VLConfig):
+            raise ValueError(
+                f"prompts with images, but {config.architecture} sees none"
+            )
+        return ImageReading(
+            self.image_processor,
+            partial(place_images, config),
+            config.image_token,
+            config.video_token,
+        )
 
     @property
     def _folder(self) -> Path:

@@ -1,12 +1,12 @@
 """What an objective takes and returns."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from geomjax.typing import LanguageModel, Params
+from geomjax.typing import LanguageModel, Params, prompted
 
 
 class Batch(NamedTuple):
@@ -24,6 +24,8 @@ class Batch(NamedTuple):
         was sampled; 0 where it was not sampled.
       advantages: `[B, R]` float32, constant, for the objectives that take them; None
         otherwise.
+      images: The images of the rows, as the model's `with_images` takes them; None for
+        text.
     """
 
     tokens: Int[Array, "B S"]
@@ -32,6 +34,7 @@ class Batch(NamedTuple):
     weights: Float[Array, "B R"]
     behaviour_log_probs: Float[Array, "B R"]
     advantages: Float[Array, "B R"] | None = None
+    images: Any = None
 
 
 Metrics = dict[str, Float[Array, ""]]
@@ -84,6 +87,7 @@ def target_hidden(
     inputs = batch.tokens, batch.positions, batch.segment_ids
     tokens, positions, segment_ids = (x[:, :-1] for x in inputs)
     last = _target_count(batch)
+    model = prompted(model, batch.images)
     return model.apply(params, tokens, positions, segment_ids, last=last)
 
 

@@ -1,6 +1,6 @@
 """KV-cached sampling: one jittable function from prompts to completed sequences."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,8 @@ class Rollout(NamedTuple):
       completion: `[B, S]` bool, True for sampled tokens, the stop token included.
       log_probs: `[B, S]` float32, log-probability with which each completion token
         was sampled, at the sampling temperature; 0 elsewhere.
+      images: The images of the rows' prompts, as the model's `with_images` takes them;
+        None for text.
     """
 
     tokens: Int[Array, "B S"]
@@ -30,6 +32,7 @@ class Rollout(NamedTuple):
     segment_ids: Int[Array, "B S"]
     completion: Bool[Array, "B S"]
     log_probs: Float[Array, "B S"]
+    images: Any = None
 
 
 def sample_token(

@@ -1,6 +1,6 @@
 """Greedy accuracy and divergence from the teacher on held-out prompts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import jax
@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from geomjax import hosts
 from geomjax.data.answers import decode_completions
-from geomjax.data.batches import PromptBatch, pad_prompts
+from geomjax.data.batches import ImagesOf, PromptBatch, pad_prompts
 from geomjax.data.prompts import Example
 from geomjax.meshes import Placement
 from geomjax.objectives.distill import full_vocabulary
@@ -19,7 +19,7 @@ from geomjax.objectives.divergence import reverse_kl
 from geomjax.rewards.contract import SILENT, Judgement
 from geomjax.rollout.sample import sample
 from geomjax.train.step import Sampling, mini_batch, rollout
-from geomjax.typing import LanguageModel, Params
+from geomjax.typing import LanguageModel, Params, prompted
 
 Evaluate = Callable[[Params], dict[str, float]]
 
@@ -33,14 +33,27 @@ def _batches(
     length: int,
     pad_id: int,
     placement: Placement,
-) -> list[PromptBatch]:
-    """Batches of one shape; the last is filled up with copies of the first prompt."""
-    filled = [*token_ids, *[token_ids[0]] * (-len(token_ids) % rows)]
-    batches = [
-        pad_prompts(filled[i : i + rows], length, pad_id)
-        for i in range(0, len(filled), rows)
-    ]
-    return hosts.put(batches, placement.sharding())
+    images_of: ImagesOf | None,
+) -> Callable[[], Iterator[PromptBatch]]:
+    """Batches of one shape; the last is filled up with copies of the first prompt.
+
+    Their tokens are made once, and their images, which are large, each time.
+    """
+    count = len(token_ids)
+    filled = [*range(count), *[0] * (-count % rows)]
+    parts = [filled[i : i + rows] for i in range(0, len(filled), rows)]
+    batches = hosts.put(
+        [pad_prompts([token_ids[i] for i in part], length, pad_id) for part in parts],
+        placement.sharding(),
+    )
+
+    def each() -> Iterator[PromptBatch]:
+        for batch, part in zip(batches, parts, strict=True):
+            images = None if images_of is None else images_of(part)
+            placed = hosts.put(images, placement.sharding())
+            yield batch._replace(images=placed)
+
+    return each
 
 
 def _rows(rows: int, placement: Placement) -> int:
@@ -54,7 +67,7 @@ def _greedy(
 ) -> Int32[Array, "B S"]:
     """Tokens of greedy completions; one program for all splits and equal models."""
     tokens = sample(
-        model,
+        prompted(model, batch.images),
         params,
         jnp.asarray(batch.tokens),
         jnp.asarray(batch.positions),
@@ -78,6 +91,7 @@ def make_accuracy(
     *,
     prompt_length: int,
     batch_size: int,
+    images_of: ImagesOf | None = None,
 ) -> Callable[[Params], np.ndarray]:
     """Scores of greedy completions.
 
@@ -90,6 +104,7 @@ def make_accuracy(
       judge: Gives the scores. A completion that was cut off scores 0 unseen.
       prompt_length: Padded length in tokens.
       batch_size: Prompts decoded at a time.
+      images_of: Reads the images of some prompts; None for prompts without images.
 
     Returns:
       A function from parameters to `[n]` float32 scores, usually 1 where the answer is
@@ -105,12 +120,12 @@ def make_accuracy(
         )
     rows = _rows(batch_size, model.placement)
     batches = _batches(
-        token_ids, rows, prompt_length, sampling.pad_token, model.placement
+        token_ids, rows, prompt_length, sampling.pad_token, model.placement, images_of
     )
     settings = sampling._replace(samples_per_prompt=1, temperature=0.0)
 
     def accuracy(params: Params) -> np.ndarray:
-        tokens = [_greedy(params, batch, model, settings) for batch in batches]
+        tokens = [_greedy(params, batch, model, settings) for batch in batches()]
         drawn = np.concatenate(jax.device_get(tokens))[: len(examples), prompt_length:]
         # One process judges: another's clock might judge otherwise.
         return np.array(hosts.on_main(lambda: scores(drawn)), np.float32)
@@ -137,6 +152,7 @@ def make_divergence(
     prompt_length: int,
     batch_size: int,
     seed: int,
+    images_of: ImagesOf | None = None,
 ) -> Callable[[Params, Params], float]:
     """Whole-vocabulary `KL(student || teacher)` on completions that are sampled anew.
 
@@ -150,6 +166,7 @@ def make_divergence(
       prompt_length: Padded length in tokens.
       batch_size: Most prompts completed at a time; the draws depend on it.
       seed: Seed of the draws, which are the same in every evaluation.
+      images_of: Reads the images of some prompts; None for prompts without images.
 
     Returns:
       A function from the parameters of student and teacher to nats a token, the mean
@@ -160,7 +177,9 @@ def make_divergence(
     )
     placement = student.placement
     rows = _rows(min(batch_size, len(token_ids)), placement)
-    batches = _batches(token_ids, rows, prompt_length, sampling.pad_token, placement)
+    batches = _batches(
+        token_ids, rows, prompt_length, sampling.pad_token, placement, images_of
+    )
     once = sampling._replace(samples_per_prompt=1)
 
     @jax.jit
@@ -178,7 +197,7 @@ def make_divergence(
     def divergence(params: Params, teacher_params: Params) -> float:
         parts = [
             sums(params, teacher_params, batch, np.int32(i * rows))
-            for i, batch in enumerate(batches)
+            for i, batch in enumerate(batches())
         ]
         nats, tokens = np.asarray(jax.device_get(parts), np.float64).sum(axis=0)
         return float(nats / tokens)

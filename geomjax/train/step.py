@@ -16,7 +16,7 @@ from geomjax.optim.apply import apply_updates
 from geomjax.optim.roles import leaf_paths
 from geomjax.optim.state_figures import adam_state_figures
 from geomjax.rollout.sample import Rollout, sample
-from geomjax.typing import LanguageModel, Params, PRNGKey
+from geomjax.typing import LanguageModel, Params, PRNGKey, prompted
 
 
 class TrainState(NamedTuple):
@@ -244,8 +244,9 @@ def rollout(
     def repeat(array):
         return jnp.repeat(jnp.asarray(array), sampling.samples_per_prompt, axis=0)
 
-    return sample(
-        student,
+    images = jax.tree.map(repeat, prompts.images)
+    drawn = sample(
+        prompted(student, images),
         params,
         repeat(prompts.tokens),
         repeat(prompts.positions),
@@ -256,6 +257,7 @@ def rollout(
         temperature=sampling.temperature,
         pad_token=sampling.pad_token,
     )
+    return drawn._replace(images=images)
 
 
 def mini_batch(part: Rollout, max_new_tokens: int) -> Batch:
@@ -269,36 +271,8 @@ def mini_batch(part: Rollout, max_new_tokens: int) -> Batch:
         segment_ids=part.segment_ids,
         weights=token_mean(part.completion)[:, -max_new_tokens:],
         behaviour_log_probs=part.log_probs[:, -max_new_tokens:],
+        images=part.images,
     )
-
-
-def check_split(prompts: PromptBatch, mini_batches: int) -> None:
-    """Raises ValueError unless every mini-batch gets as many whole prompts."""
-    count = prompts.tokens.shape[0]
-    if count % mini_batches:
-        raise ValueError(
-            f"{count} prompts cannot be split into {mini_batches} mini-batches; "
-            "the samples of a prompt belong to one update"
-        )
-
-
-def update_on(
-    update: Update,
-    carry: tuple[Params, Any],
-    teacher_params: Params,
-    part: Rollout,
-    max_new_tokens: int,
-) -> tuple[tuple[Params, Any], dict[str, Float[Array, ""]]]:
-    """An update of parameters and optimizer state on one part of a rollout.
-
-    The metrics are those of `make_update` and `completion_tokens`, the mean length of a
-    completion in the part.
-    """
-    batch = mini_batch(part, max_new_tokens)
-    *updated, metrics = update(*carry, teacher_params, batch)
-    lengths = part.completion.sum(axis=-1, dtype=jnp.float32)
-    metrics["completion_tokens"] = lengths.mean()
-    return tuple(updated), metrics
 
 
 def make_distill_step(
@@ -315,7 +289,8 @@ def make_distill_step(
 
     `step(state, teacher_params, prompts, key)` samples n completions of each prompt
     from the student, and then takes `mini_batches` optimizer updates on them, each on
-    its own share of the prompts. The state is donated.
+    its own share of the prompts. The state is donated. Images of the prompts are read
+    again in each update, so that a vision tower is trained too.
 
     Args:
       student: The model that samples and is trained.
@@ -333,12 +308,21 @@ def make_distill_step(
     update = make_update(objective, tx, micro_batches=micro_batches, layout=layout)
 
     def step(state: TrainState, teacher_params: Params, prompts: PromptBatch, key):
-        check_split(prompts, mini_batches)
+        count = prompts.tokens.shape[0]
+        if count % mini_batches:
+            raise ValueError(
+                f"{count} prompts cannot be split into {mini_batches} mini-batches; "
+                "the samples of a prompt belong to one update"
+            )
         drawn = rollout(student, state.params, prompts, key, sampling)
 
         def body(carry, part):
-            last = sampling.max_new_tokens
-            return update_on(update, carry, teacher_params, part, last)
+            batch = mini_batch(part, sampling.max_new_tokens)
+            params, opt_state = carry
+            *updated, metrics = update(params, opt_state, teacher_params, batch)
+            lengths = part.completion.sum(axis=-1, dtype=jnp.float32)
+            metrics["completion_tokens"] = lengths.mean()
+            return tuple(updated), metrics
 
         (params, opt_state), metrics = jax.lax.scan(
             body, (state.params, state.opt_state), split_rows(drawn, mini_batches)

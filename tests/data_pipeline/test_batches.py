@@ -28,7 +28,7 @@ def test_pad_prompts_by_hand():
         batch.segment_ids, [[0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 1]]
     )
     np.testing.assert_array_equal(batch.index, [0, 1, 2])
-    assert {array.dtype for array in batch} == {np.dtype(np.int32)}
+    assert {array.dtype for array in batch[:4]} == {np.dtype(np.int32)}
 
 
 @pytest.mark.parametrize(("lengths", "said"), [((2, 5), "1 has 5"), ((0,), "0 has 0")])

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -20,7 +21,7 @@ def token_ids():
 
 
 def same(a, b):
-    for left, right in zip(a, b, strict=True):
+    for left, right in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         assert left.dtype == right.dtype
         np.testing.assert_array_equal(left, right)
 
@@ -58,7 +59,7 @@ def test_what_processes_make_together_is_what_one_makes(token_ids, count):
     ]
     for step in range(9):
         made = [part(step) for part in parts]
-        joined = [np.concatenate(leaves) for leaves in zip(*made, strict=True)]
+        joined = jax.tree.map(lambda *rows: np.concatenate(rows), *made)
         same(joined, whole(step))
 
 

@@ -15,9 +15,14 @@ from PIL import Image
 from tiny_vl import CONFIG, random_params
 
 from geomjax.data.answers import decode_completions
+from geomjax.data.batches import make_batches
 from geomjax.data.characters import character_tokenizer
 from geomjax.data.image_processor import ImageProcessor
-from geomjax.data.image_prompts import encode_image_prompts, make_image_batches
+from geomjax.data.image_prompts import (
+    ImageReading,
+    encode_image_prompts,
+    read_images,
+)
 from geomjax.data.pipeline import Pipeline
 from geomjax.data.sources import read_source
 from geomjax.models import hf
@@ -27,8 +32,7 @@ from geomjax.objectives.divergence import forward_kl
 from geomjax.objectives.top_k import top_k
 from geomjax.optim.build import OptimizerSpec, build
 from geomjax.rewards.judge import Judge
-from geomjax.train.image_step import make_image_distill_step
-from geomjax.train.step import Sampling, init_state, rollout
+from geomjax.train.step import Sampling, init_state, make_distill_step, rollout
 
 MARKS = ["<|image|>", "<|video|>"]
 TEMPLATE = (
@@ -93,15 +97,13 @@ def config(tokenizer):
 
 
 def encode(examples, tokenizer, processor, config, limit=600, **settings):
-    return encode_image_prompts(
-        examples,
-        tokenizer,
-        processor,
-        limit,
-        image_token=config.image_token,
-        video_token=config.video_token,
-        **settings,
-    )
+    reading = image_reading(processor, config)
+    return encode_image_prompts(examples, tokenizer, reading, limit, **settings)
+
+
+def image_reading(processor, config):
+    place = functools.partial(place_images, config)
+    return ImageReading(processor, place, config.image_token, config.video_token)
 
 
 def test_distillation_on_geometry3k(file, tokenizer, processor, config):
@@ -109,14 +111,13 @@ def test_distillation_on_geometry3k(file, tokenizer, processor, config):
     prompts = encode(examples, tokenizer, processor, config)
     assert all((ids == config.image_token).sum() > 4 for ids in prompts.token_ids)
     length = max(map(len, prompts.token_ids))
-    batch_at = make_image_batches(
-        prompts,
-        processor,
-        functools.partial(place_images, config, length=length),
+    batch_at = make_batches(
+        prompts.token_ids,
         batch_size=2,
         seed=0,
         pad_id=tokenizer.pad_token_id,
         length=length,
+        images_of=read_images(prompts, image_reading(processor, config), length),
     )
     sampling = Sampling(
         samples_per_prompt=2,
@@ -128,25 +129,26 @@ def test_distillation_on_geometry3k(file, tokenizer, processor, config):
     model = make_model(config)
     tx = build(OptimizerSpec(name="adamw", learning_rate=1e-3), hf.roles(config))
     # P1's vision-language run: forward KL on the likeliest tokens, one sample there.
-    objective = functools.partial(
-        top_k,
+    objective = top_k(
+        model,
+        model,
         divergence=forward_kl,
         k=8,
         support="teacher",
         tail="bucket",
         temperature=1.0,
     )
-    step = make_image_distill_step(
-        model, model, objective, tx, sampling, mini_batches=2
+    step = make_distill_step(
+        model, objective, tx, sampling, mini_batches=2, micro_batches=2
     )
     params, teacher = random_params(model, 0), random_params(model, 1)
     state = init_state(params, tx)
     losses = []
     with Pipeline(batch_at) as pipeline:
         for index in range(2):
-            batch, images = pipeline.at(index)
+            batch = pipeline.at(index)
             key = jax.random.fold_in(jax.random.key(0), index)
-            state, metrics = step(state, teacher, batch, images, key)
+            state, metrics = step(state, teacher, batch, key)
             losses += np.asarray(metrics["loss"]).tolist()
     assert int(state.step) == 2
     assert np.isfinite(losses).all()
@@ -160,15 +162,13 @@ def test_distillation_on_geometry3k(file, tokenizer, processor, config):
     assert all(jax.tree.leaves(moved))
 
     # What it says is judged, each completion with its example.
-    batch, images = batch_at(2)
-    repeated = jax.tree.map(lambda x: np.repeat(x, 2, axis=0), images)
+    batch = batch_at(2)
 
     @jax.jit
-    def answer(params, batch, images):
-        seeing = model.with_images(images)
-        return rollout(seeing, params, batch, jax.random.key(1), sampling)
+    def answer(params, batch):
+        return rollout(model, params, batch, jax.random.key(1), sampling)
 
-    drawn = answer(state.params, batch, repeated)
+    drawn = answer(state.params, batch)
     texts = decode_completions(
         drawn.tokens[:, length:], tokenizer, sampling.stop_tokens
     )

@@ -104,7 +104,10 @@ def layer_module_map(
     rows = max(len(layers), 1)
     row_in = 0.24 if rows <= _ROWS_LABELLED else max(0.1, 0.24 * _ROWS_LABELLED / rows)
     map_in = max(rows, 2) * row_in
-    fig = style.new_figure(1.2 + map_in + (0.3 if title else 0.0))
+    names, upright_in = _column_names(columns)
+    # Names as long as those of a vision tower's parts need room of their own.
+    extra_in = max(0.0, upright_in - 0.8) + (0.3 if title else 0.0)
+    fig = style.new_figure(1.2 + map_in + extra_in)
     style.set_title(fig, title)
     ax, bar_ax = fig.subplots(2, 1, height_ratios=(map_in, 0.12))
     texts = {key: _cell_text(value, percent) for key, value in numbers.items()}
@@ -117,6 +120,7 @@ def layer_module_map(
             text = texts.get((layer, module), "")
             _cell(ax, value, text, scale, x, r, rows if outside else 1)
     _frame(ax, columns, layers, rows)
+    ax.set_xticks([x for x, _, _ in columns], names, rotation=90 if upright_in else 0)
     _colour_bar(bar_ax, scale, label, percent)
     style.settle(fig)
     return fig
@@ -152,6 +156,17 @@ def _columns(
     return [(float(i), m, False) for i, m in enumerate(inner)] + [
         (start + i, m, True) for i, m in enumerate(outer)
     ]
+
+
+def _column_names(
+    columns: Sequence[tuple[float, str, bool]],
+) -> tuple[list[str], float]:
+    """The columns' names, and the inches that upright ones need; 0 where they lie."""
+    names = [m.removesuffix("_proj").replace("_", "\n") for _, m, _ in columns]
+    longest = max(len(part) for name in names for part in name.split("\n"))
+    longest_in = longest * _CHARACTER_IN
+    crowded = longest_in > _MAP_WIDTH_IN / len(columns)
+    return names, longest_in if crowded else 0.0
 
 
 def _cell_text(value: float, percent: bool) -> str:
@@ -233,14 +248,6 @@ def _frame(
 ) -> None:
     ax.set_xlim(-0.5, columns[-1][0] + 0.5)
     ax.set_ylim(rows - 0.5, -0.5)
-    names = [m.removesuffix("_proj").replace("_", "\n") for _, m, _ in columns]
-    longest = max(len(line) for name in names for line in name.split("\n"))
-    crowded = longest * _CHARACTER_IN > _MAP_WIDTH_IN / len(columns)
-    ax.set_xticks(
-        [x for x, _, _ in columns],
-        names,
-        rotation=90 if crowded else 0,
-    )
     ax.xaxis.tick_top()
     step = 1 if rows <= _ROWS_LABELLED else 4
     ax.set_yticks(range(0, len(layers), step), [str(i) for i in layers[::step]])
