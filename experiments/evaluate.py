@@ -8,7 +8,9 @@ Suites are the named datasets of `geomjax.data.adapters` (from the hub, its cach
 local file in their schema), the tiny world's test split, and files of {prompt, answer};
 `experiments.evaluation.suites` says how each is named. OUT gets `report.html` with its
 generations, `results.json`, and all generations as JSON lines; a run that was killed
-continues when it is started again, and ends with the same bytes.
+continues when it is started again, and ends with the same bytes. Several processes
+divide the blocks of generations, each with the whole model on its first device, and
+process 0 writes the report; a suite has about problems x samples / (8 x rows) blocks.
 
 Defaults: 16 samples (P1, arXiv 2606.13657, reports mean@16), at most 15,360 tokens (its
 Table 5), temperature 0.7 and top-p 0.95. P1 gives neither of the last two: they are the
@@ -18,7 +20,8 @@ resample problems, stratified by nothing.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +39,13 @@ from experiments.evaluation.generations import (
     Generation,
     Task,
     by_problem,
+    collect,
     generate,
     keep_problems,
+    missing_blocks,
 )
 from experiments.evaluation.suites import Suite, read_suites
+from geomjax import hosts
 from geomjax.data.chat import as_conversations, describe_first, thinking_settings
 from geomjax.data.encode import EncodedPrompts, encode_prompts
 from geomjax.data.tokenizers import load_tokenizer, stop_token_ids, tokenizer_size
@@ -128,12 +134,25 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     local = {s.name: s.source for s in suites if s.source and s.source.is_file()}
     workdirs.claim_inputs(workdir, folders | local, {})
     record_start(workdir, "evaluate")
+    made = {
+        name: _evaluate(config, workdir, name, folder, suites)
+        for name, folder in folders.items()
+    }
+    return hosts.on_main(lambda: _conclude(config, workdir, suites, made))
+
+
+def _conclude(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    suites: Sequence[Suite],
+    made: dict[str, list[list[Generation]]],
+) -> dict[str, Any]:
+    """Writes and prints what the generations say."""
     bootstrap = Bootstrap(config.resamples, config.bootstrap_seed, config.confidence)
     results: list[report.Result] = []
     problems: dict[tuple[str, str], Problems] = {}
-    for name, folder in folders.items():
-        made = _evaluate(config, workdir, name, folder, suites)
-        for suite, generations in zip(suites, made, strict=True):
+    for name, by_suite in made.items():
+        for suite, generations in zip(suites, by_suite, strict=True):
             judged = by_problem(generations, len(suite.examples))
             problems[name, suite.name] = judged
             summary = summarize(judged, bootstrap)
@@ -165,40 +184,20 @@ def _evaluate(
     folder: Path,
     suites: Sequence[Suite],
 ) -> list[list[Generation]]:
-    """The generations of one checkpoint on every suite."""
+    """The generations of one checkpoint on every suite, in process 0."""
     tokenizer = load_tokenizer(folder)
     dtype = jnp.dtype(config.compute_dtype)
     size = tokenizer_size(tokenizer)
     model, params = load(folder, vocab_size=size, param_dtype=dtype, dtype=dtype)
-    context = model.config.text.max_position_embeddings
-    stops = stop_token_ids(tokenizer, folder)
-    pad = tokenizer.pad_token_id
-    made = []
+    directory = workdir / name
+    directory.mkdir(exist_ok=True)
+    plans = []
     for suite in suites:
-        directory = workdir / name
-        directory.mkdir(exist_ok=True)
         keep_problems(directory / f"{suite.name}.problems.jsonl", suite.examples)
+        context = model.config.text.max_position_embeddings
         encoded = _encode(config, suite, tokenizer, context)
         print(f"\n{name}, {suite.name}: {describe_first(encoded, tokenizer)}")
-        longest = max(map(len, encoded.token_ids))
-        room = min(config.max_new_tokens, context - longest)
-        if room < config.max_new_tokens:
-            print(
-                f"completions end at {room} tokens, where the context of {context} "
-                f"leaves no more beside the longest prompt ({longest})"
-            )
-        sampler = ContinuousSampler(
-            model,
-            params,
-            Drawing(
-                max_new_tokens=room,
-                stop_tokens=stops,
-                temperature=config.temperature,
-                top_p=config.top_p,
-                pad_token=stops[0] if pad is None else pad,
-            ),
-            rows=config.rows,
-        )
+        drawing = _drawing(config, encoded, context, tokenizer, folder)
         task = Task(
             examples=suite.examples,
             token_ids=encoded.token_ids,
@@ -208,8 +207,40 @@ def _evaluate(
             block=max(1, 8 * config.rows // config.samples),
             seed=config.seed,
         )
-        made.append(_generate(config, directory, suite, task, sampler, tokenizer))
-    return made
+        path = directory / f"{suite.name}.jsonl"
+        plans.append((path, task, drawing, missing_blocks(path, task)))
+    turn = 0
+    for suite, (path, task, drawing, blocks) in zip(suites, plans, strict=True):
+        sampler = ContinuousSampler(model, params, drawing, rows=config.rows)
+        make = partial(generate, path, task, blocks, turn, sampler, tokenizer)
+        _with_progress(config, suite, task, blocks, make)
+        turn += len(blocks)
+    return [collect(path, task) for path, task, _, _ in plans]
+
+
+def _drawing(
+    config: ml_collections.ConfigDict,
+    encoded: EncodedPrompts,
+    context: int,
+    tokenizer: Any,
+    folder: Path,
+) -> Drawing:
+    """How completions are drawn, within the model's context."""
+    longest = max(map(len, encoded.token_ids))
+    room = min(config.max_new_tokens, context - longest)
+    if room < config.max_new_tokens:
+        print(
+            f"completions end at {room} tokens, where the context of {context} "
+            f"leaves no more beside the longest prompt ({longest})"
+        )
+    stops, pad = stop_token_ids(tokenizer, folder), tokenizer.pad_token_id
+    return Drawing(
+        max_new_tokens=room,
+        stop_tokens=stops,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        pad_token=stops[0] if pad is None else pad,
+    )
 
 
 def _encode(
@@ -231,22 +262,29 @@ def _encode(
     return encode_prompts(examples, tokenizer, context - 1, template_settings=settings)
 
 
-def _generate(
+def _with_progress(
     config: ml_collections.ConfigDict,
-    directory: Path,
     suite: Suite,
     task: Task,
-    sampler: ContinuousSampler,
-    tokenizer: Any,
-) -> list[Generation]:
+    blocks: Sequence[int],
+    make: Callable[..., None],
+) -> None:
+    """Lets `make` judge with the suite's reward, and shows how far it is."""
     total, scored = len(task.examples) * task.samples, [0, 0.0]
+    left = sum(min(task.block, len(task.examples) - first) for first in blocks)
     with (
         RewardPool(
             suite.reward,
             workers=config.reward_workers,
             timeout_s=config.reward_timeout_s,
         ) as pool,
-        tqdm(total=total, desc=suite.name, unit="sample") as bar,
+        tqdm(
+            total=total,
+            initial=total - left * task.samples,
+            desc=suite.name,
+            unit="sample",
+            disable=not hosts.is_main(),
+        ) as bar,
     ):
 
         def on_samples(block: Sequence[Generation]) -> None:
@@ -255,8 +293,7 @@ def _generate(
             bar.set_postfix(score=f"{scored[1] / scored[0]:.3f}", refresh=False)
             bar.update(len(block))
 
-        path = directory / f"{suite.name}.jsonl"
-        return generate(path, task, sampler, tokenizer, pool, on_samples)
+        make(pool, on_samples)
 
 
 def _record(
@@ -324,4 +361,4 @@ def _print(results: Sequence[report.Result], differences: dict[str, Interval]) -
 
 
 if __name__ == "__main__":
-    cli.main(main, define_flags)
+    cli.main(main, define_flags, shared=True)

@@ -3,10 +3,13 @@
 A block is a fixed set of problems with all their samples. It runs from its beginning
 to its end in the same programs on the same shapes, and is then appended to the file, so
 that a run that was killed resumes at a block's beginning and ends with the same bytes.
+Several processes take blocks in turn, each into a file of its own, which are joined in
+the end; the bytes are those of one process.
 """
 
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -19,12 +22,14 @@ from transformers import PreTrainedTokenizerFast
 
 from experiments.common.workdir import WorkdirError
 from experiments.evaluation.suites import problem_record
+from geomjax import hosts
 from geomjax.data.answers import Completion, decode_completions
 from geomjax.data.prompts import Example
 from geomjax.evaluation.summary import Sample
 from geomjax.rewards.contract import Judgement
 from geomjax.rewards.pool import RewardPool
 from geomjax.rollout.continuous import Completed, ContinuousSampler
+from geomjax.train.errors import Preempted
 
 
 class Generation(NamedTuple):
@@ -80,62 +85,142 @@ class Task(NamedTuple):
     block: int
     seed: int
 
+    @property
+    def blocks(self) -> range:
+        """The first problem of every block."""
+        return range(0, len(self.examples), self.block)
+
+
+def missing_blocks(path: Path, task: Task) -> list[int]:
+    """The first problem of every block that is still to be generated.
+
+    To be asked before any process generates: what they have left is joined.
+
+    Args:
+      path: The file of the generations.
+      task: What is to be generated.
+
+    Raises:
+      ValueError: A file is damaged.
+    """
+    found = hosts.on_main(lambda: sorted(_join(path, task)))
+    return [first for first in task.blocks if first not in found]
+
 
 def generate(
     path: Path,
     task: Task,
+    blocks: Sequence[int],
+    turn: int,
     sampler: ContinuousSampler,
     tokenizer: PreTrainedTokenizerFast,
     pool: RewardPool,
     on_samples: Callable[[Sequence[Generation]], None],
-) -> list[Generation]:
-    """Generates and judges what the file does not hold yet.
+) -> None:
+    """Generates and judges this process's share of the blocks.
 
     Args:
       path: The file of the generations.
       task: What to generate.
+      blocks: First problems of the blocks that all processes generate.
+      turn: The process that takes the first one, counted around.
       sampler: Samples completions.
       tokenizer: Its tokenizer.
       pool: Judges them.
-      on_samples: Called with each block, those found in the file too.
-
-    Returns:
-      All generations, by problem and sample.
+      on_samples: Called with each block that this process has made.
 
     Raises:
-      ValueError: The file is damaged.
+      Preempted: Of several processes, one was told to end. Whole blocks are kept.
     """
-    size = task.block * task.samples
-    total = len(task.examples) * task.samples
-    found = _whole_blocks(path, size, total)
-    for start in range(0, len(found), size):
-        on_samples(found[start : start + size])
-    with path.open("a", encoding="utf-8") as file:
-        for first in range(len(found) // task.samples, len(task.examples), task.block):
-            problems = range(first, min(first + task.block, len(task.examples)))
-            made = _block(task, problems, sampler, tokenizer, pool)
-            file.writelines(each.line() for each in made)
-            file.flush()
-            os.fsync(file.fileno())
-            found += made
-            on_samples(made)
+    count = hosts.count()
+    place = (hosts.index() - turn) % count
+    with _part(path, hosts.index()).open("a", encoding="utf-8") as file:
+        for start in range(0, len(blocks), count):
+            if hosts.preempted():
+                raise Preempted(f"told to end; {path.parent} goes on from whole blocks")
+            for first in blocks[start : start + count][place : place + 1]:
+                problems = range(first, min(first + task.block, len(task.examples)))
+                made = _block(task, problems, sampler, tokenizer, pool)
+                file.writelines(each.line() for each in made)
+                file.flush()
+                os.fsync(file.fileno())
+                on_samples(made)
+
+
+def collect(path: Path, task: Task) -> list[Generation]:
+    """All generations, by problem and sample, for process 0; for others none.
+
+    To be asked when every process has generated its share.
+
+    Raises:
+      OSError: What another process has written does not appear here.
+    """
+    hosts.barrier()
+    if not hosts.is_main():
+        return []
+    end = time.monotonic() + hosts.VISIBLE_S
+    while len(found := _read(path, task)) < len(task.blocks):
+        if time.monotonic() > end:
+            raise OSError(
+                f"{path.parent}: {len(task.blocks) - len(found)} blocks of another "
+                "process do not appear here; all need the same --workdir"
+            )
+        time.sleep(0.5)
+    return [each for _, block in sorted(_join(path, task).items()) for each in block]
+
+
+def _part(path: Path, index: int) -> Path:
+    """Where a process writes; process 0 into the file itself."""
+    return path.with_name(f"{path.name}.part{index}") if index else path
+
+
+def _parts(path: Path) -> list[Path]:
+    beside = path.parent.iterdir()
+    return sorted(part for part in beside if part.name.startswith(f"{path.name}.part"))
+
+
+def _read(path: Path, task: Task) -> dict[int, list[Generation]]:
+    """The whole blocks in the files of all processes, by first problem."""
+    found: dict[int, list[Generation]] = {}
+    for file in [path, *_parts(path)]:
+        if file.exists():
+            found |= _whole_blocks(file, task)
     return found
 
 
-def _whole_blocks(path: Path, size: int, total: int) -> list[Generation]:
-    """What earlier processes finished; the rest of the file is cut off."""
-    if not path.exists():
-        return []
-    data = path.read_bytes()
-    lines = data.split(b"\n")[:-1]
-    whole = len(lines) if len(lines) == total else len(lines) // size * size
-    kept = lines[:whole]
+def _join(path: Path, task: Task) -> dict[int, list[Generation]]:
+    """The same, which are then in one file, in order and alone."""
+    found = _read(path, task)
+    text = "".join(each.line() for _, block in sorted(found.items()) for each in block)
+    if text and not (path.exists() and path.read_text(encoding="utf-8") == text):
+        temporary = path.with_name(f".{path.name}.tmp")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    elif not text:
+        path.unlink(missing_ok=True)
+    for part in _parts(path):
+        part.unlink()
+    return found
+
+
+def _whole_blocks(path: Path, task: Task) -> dict[int, list[Generation]]:
+    """What earlier processes finished, by first problem."""
+    lines = path.read_bytes().split(b"\n")[:-1]
+    found = {}
     try:
-        found = [Generation.read(line) for line in kept]
+        while lines:
+            first = Generation.read(lines[0]).problem
+            size = min(task.block, len(task.examples) - first) * task.samples
+            if first % task.block or size < 1:
+                raise ValueError(f"problem {first} begins no block")
+            block, lines = lines[:size], lines[size:]
+            if len(block) == size:
+                found[first] = [Generation.read(line) for line in block]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}); remove it") from None
-    with path.open("r+b") as file:
-        file.truncate(sum(len(line) + 1 for line in kept))
     return found
 
 
@@ -178,6 +263,10 @@ def keep_problems(path: Path, examples: Sequence[Example]) -> None:
     Raises:
       WorkdirError: The run was begun with other problems.
     """
+    hosts.on_main(lambda: _keep_problems(path, examples))
+
+
+def _keep_problems(path: Path, examples: Sequence[Example]) -> None:
     text = "".join(
         json.dumps(problem_record(i, example)) + "\n"
         for i, example in enumerate(examples)

@@ -1,0 +1,86 @@
+"""`experiments.evaluate` on two processes: the generations and figures of one."""
+
+import json
+import shutil
+
+import host_processes
+import pytest
+
+from experiments.common.world import TINY_WORLD
+from experiments.evaluation import generations
+from experiments.evaluation.generations import Task, generate
+from geomjax import hosts
+from geomjax.train.errors import Preempted
+
+
+def _command(workdir):
+    return [
+        "-m",
+        "experiments.evaluate",
+        f"--checkpoint={TINY_WORLD / 'anchor'}",
+        "--suite=tiny-world",
+        f"--workdir={workdir}",
+        "--temperature=1.0",
+        "--samples=4",
+        "--limit=72",
+        "--rows=8",
+        "--max_new_tokens=6",
+        "--reward_workers=1",
+        "--resamples=100",
+    ]
+
+
+def _figures(workdir):
+    record = json.loads((workdir / "results.json").read_text())
+    return record["suites"], record["config"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_processes_generate_the_bytes_of_one_and_resume_each_other(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    host_processes.run(_command(one), 1)
+    written = "checkpoint/tiny-world.jsonl"
+    expected = (one / written).read_bytes()
+    lines = expected.splitlines(keepends=True)
+    assert len(lines) == 72 * 4  # Blocks of 16 problems, the last of 8.
+    first, second = host_processes.run(_command(two), 2)
+    assert (two / written).read_bytes() == expected
+    assert _figures(two) == _figures(one)
+    assert "report: " in first.output
+    assert "report: " not in second.output
+    assert not list(two.glob("checkpoint/*.part*"))
+    # As if killed: process 0 in its second block, process 1 after its second one.
+    killed = tmp_path / "killed"
+    shutil.copytree(two, killed)
+    (killed / "results.json").unlink()
+    (killed / written).write_bytes(b"".join(lines[:70]) + lines[70][:9])
+    part = b"".join([*lines[64:128], *lines[192:256], *lines[256:260]])
+    (killed / f"{written}.part1").write_bytes(part)
+    host_processes.run(_command(killed), 1)
+    assert (killed / written).read_bytes() == expected
+    assert _figures(killed) == _figures(one)
+    assert not list(killed.glob("checkpoint/*.part*"))
+
+
+def test_processes_told_to_end_stop_between_blocks(monkeypatch, tmp_path):
+    made = []
+    monkeypatch.setattr(hosts, "count", lambda: 2)
+    monkeypatch.setattr(hosts, "index", lambda: 1)
+    monkeypatch.setattr(hosts, "preempted", lambda: len(made) == 2)
+
+    def block(task, problems, *_):
+        made.append(problems)
+        return []
+
+    monkeypatch.setattr(generations, "_block", block)
+    task = Task([None] * 9, [], 1, 2, 0)
+    run = (tmp_path / "suite.jsonl", task, list(task.blocks))
+    with pytest.raises(Preempted, match="goes on from whole blocks"):
+        generate(*run, 0, None, None, None, lambda block: None)
+    assert made == [range(2, 4), range(6, 8)]
+    # Where the turn begins with this process, it takes the first block.
+    made.clear()
+    monkeypatch.setattr(hosts, "preempted", lambda: False)
+    generate(*run, 1, None, None, None, lambda block: None)
+    assert made == [range(0, 2), range(4, 6), range(8, 9)]
