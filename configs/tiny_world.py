@@ -1,22 +1,44 @@
 """The bundled tiny world: three small Qwen3 checkpoints and their problems.
 
     python -m experiments.tiny_world
+    python -m experiments.tiny_world --output=DIR --config=configs/tiny_world.py:scripts
 
 Takes about two minutes on 2 CPU cores. Supervised training on chained arithmetic
 modulo 10; `base`, `anchor` and `teacher` are snapshots of one run, so the anchor is the
 base after more training and the teacher is the anchor after more. All settings are
 ours.
+
+`scripts` is a second world, which is not bundled but built where it is first needed:
+the same task in the digits of thirteen scripts, 136 tokens, with the answer in front of
+some prompts, so that a model can be asked with privileged information.
 """
 
 import ml_collections
 
 
-def get_config() -> ml_collections.ConfigDict:
-    """The recipe of the committed artifacts."""
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """The recipe of the committed artifacts, or of the variant `scripts`."""
+    config = _bundled()
+    if variant == "scripts":
+        config.scripts = 13
+        config.hints = 0.3
+        # More to learn: which characters are the same digit, and how to read a hint.
+        config.teacher_steps = 6000
+        config.max_anchor_steps = 6000
+    elif variant:
+        raise ValueError(f"variant {variant!r}; known: scripts, or none")
+    return config
+
+
+def _bundled() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         {
             "seed": 0,
             "operations": (3, 4),
+            # Scripts that problems are written in, each in one.
+            "scripts": 1,
+            # Share of training prompts with the answer in front.
+            "hints": 0.0,
             # Share of training answers with one wrong value, from which the chain goes
             # on: the student will make mistakes, and the teacher must know them.
             "slips": 0.5,

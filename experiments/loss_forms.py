@@ -3,8 +3,10 @@
 Distils with each form of the loss on the student's own sequences, at one rate: the
 sampled token (P1, arXiv 2606.13657, eq. 9), forward and reverse KL and Jensen-Shannon
 over the whole vocabulary (eq. 1), and the k most likely tokens of student or teacher,
-renormalised or with all others as one bucket. Measures accuracy, the geometry of the
-update, and the noise of each form's gradients on equally many sampled tokens.
+renormalised or with all others as one bucket; and self-distillation (OPSD), in which
+the teacher is the model before training, reading the answer in front of the prompt.
+Measures accuracy, the geometry of the update, and the noise of each form's gradients on
+equally many sampled tokens.
 
     python -m experiments.loss_forms --workdir=runs/forms
 
@@ -33,11 +35,19 @@ from experiments.studies.report import trajectory_plot, write_results
 from experiments.studies.run import Run
 from experiments.studies.study import Start, Study
 from experiments.studies.verdict import Verdict, differences
+from experiments.tiny_world import world_folder
 from geomjax.analysis import plots
 from geomjax.typing import Params
 
 NAME = "loss_forms"
-SAMPLED, WHOLE = "sampled_token", "reverse_kl"
+SAMPLED, WHOLE, SELF = "sampled_token", "reverse_kl", "opsd"
+WORLD = {
+    "student": "anchor",
+    "teacher": "teacher",
+    "base": "base",
+    "prompts": "prompts.jsonl",
+}
+"""Field of the configuration -> what of a world it names."""
 TOLERANCE = 0.02
 """Accuracy within which two forms count as equally good."""
 
@@ -47,8 +57,22 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     missing = [name for name in (SAMPLED, WHOLE) if name not in config.arms]
     if missing:
         raise ValueError(f"there are no arms {missing}; the others are compared with")
-    with begin(config, workdir, NAME) as (study, origins):
-        return _run(config, study, origins["anchor"])
+    with begin(in_world(config), workdir, NAME) as (study, origins):
+        return _run(study.config, study, origins["anchor"])
+
+
+def in_world(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The configuration with the folders of `config.world`, built on first use.
+
+    Folders that the configuration names itself stay.
+    """
+    if not config.world:
+        return config
+    folder = world_folder(config.world)
+    found = config.copy_and_resolve_references()
+    for field, place in WORLD.items():
+        found[field] = config[field] or str(folder / place)
+    return found
 
 
 def _run(
@@ -124,7 +148,40 @@ def claims(arms: dict[str, Measured], moments: Moments) -> list[Verdict]:
                     differences(list(sampled), list(arms[name].gain())),
                 )
             )
+    if SELF in arms:
+        found += _self_claims(arms[SAMPLED], arms[SELF])
     return found
+
+
+def _self_claims(opd: Measured, opsd: Measured) -> list[Verdict]:
+    """P1's pair of self-distillation is the sparsest of its pairs, and moved least."""
+    unchanged, norm = "unchanged_atol_1e-05", "relative_frobenius"
+    return [
+        Verdict(
+            "Self-distillation leaves more weights unchanged than OPD",
+            "P1, Table 2",
+            "share within 1e-5, OPSD less sampled token, stored",
+            "above",
+            0.0,
+            differences(opsd.value(unchanged), opd.value(unchanged)),
+        ),
+        Verdict(
+            "Self-distillation moves the weights less than OPD",
+            "P1, Table 2",
+            "relative norm of the masters' update, OPSD less sampled token",
+            "below",
+            0.0,
+            differences(opsd.value(norm, "master"), opd.value(norm, "master")),
+        ),
+        Verdict(
+            "A model learns from itself reading the answer",
+            "OPSD, P1's Table 7; P1 prints no accuracy of it",
+            "gain in accuracy of self-distillation",
+            "above",
+            0.0,
+            tuple(opsd.gain()),
+        ),
+    ]
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ arithmetic modulo 10, and the prompts file that goes with them. The committed ar
 under experiments/artifacts/tiny_world are the output of this program with its defaults.
 """
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,10 @@ from ml_collections import config_flags
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from configs import tiny_world as recipe
 from experiments.common import cli
+from experiments.common.compilation_cache import cache_home
+from experiments.common.kept import built_once
 from geomjax.checkpoints.writer import write_safetensors
 from geomjax.data import arithmetic
 from geomjax.data.characters import character_tokenizer
@@ -51,11 +55,20 @@ def define_flags() -> None:
 class Task:
     """The problems of the tiny world, encoded."""
 
-    def __init__(self, operations: tuple[int, int], tokenizer: PreTrainedTokenizerFast):
-        self.operations = operations
+    def __init__(
+        self, config: ml_collections.ConfigDict, tokenizer: PreTrainedTokenizerFast
+    ):
+        self.operations = tuple(config.operations)
+        self.scripts, self.hints = config.scripts, config.hints
         self.tokenizer = tokenizer
-        self.prompt_length = 2 * operations[1] + 2
-        self.response_length = operations[1] + 1
+        self.response_length = self.operations[1] + 1
+        self.prompt_length = 2 * self.operations[1] + 2
+        if self.hints:
+            self.prompt_length += self.response_length
+
+    def problems(self, generator: np.random.Generator, count: int) -> list[Example]:
+        """Random problems."""
+        return arithmetic.problems(generator, count, self.operations, self.scripts)
 
     def encode(self, examples: list[Example]) -> list[np.ndarray]:
         """Token ids of the prompts."""
@@ -71,7 +84,8 @@ class Task:
 
         In a share `slips` of them one value is drawn at random and the chain goes on
         from it; that value is no target. So a model knows how to go on from a mistake,
-        and a teacher has an opinion wherever a student may lead it.
+        and a teacher has an opinion wherever a student may lead it. A share `hints` of
+        the prompts has the answer in front.
         """
         stop = self.tokenizer.eos_token
         slipped = generator.random(len(examples)) < slips
@@ -83,8 +97,15 @@ class Task:
                 examples, slipped, positions.tolist(), digits.tolist(), strict=True
             )
         ]
+        read = examples
+        if self.hints:
+            hinted = generator.random(len(examples)) < self.hints
+            read = [
+                arithmetic.hinted(example) if hint else example
+                for example, hint in zip(examples, hinted, strict=True)
+            ]
         padded = pad_responses(
-            self.encode(examples),
+            self.encode(read),
             [
                 np.array(self.tokenizer.encode(f"{answer}{stop}"), np.int32)
                 for answer in answers
@@ -153,9 +174,7 @@ def train(
     snapshots: dict[str, tuple[int, Params]] = {}
     progress = tqdm(range(1, config.teacher_steps + 1), desc="training", unit="step")
     for index in progress:
-        examples = arithmetic.problems(
-            generator, 2 * config.batch_size, task.operations
-        )
+        examples = task.problems(generator, 2 * config.batch_size)
         fresh = [e for e in examples if e.prompt not in held_out][: config.batch_size]
         state, metrics = step(state, {}, task.batch(fresh, generator, config.slips))
         if index == config.base_steps:
@@ -199,6 +218,15 @@ def write_checkpoint(
     tokenizer.save_pretrained(directory)
 
 
+def world_folder(variant: str) -> Path:
+    """Folder of a variant of the recipe, built on first use in the user's cache."""
+    config = recipe.get_config(variant)
+    text = json.dumps(config.to_dict(), sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    folder = cache_home() / "geomjax" / f"tiny_world-{variant}-{digest}"
+    return built_once(folder, lambda made: build_world(config, made))
+
+
 def main() -> None:
     """Builds the world that the flags describe."""
     build_world(flags.FLAGS.config, Path(flags.FLAGS.output))
@@ -214,8 +242,9 @@ def build_world(config: ml_collections.ConfigDict, output: Path) -> None:
     Raises:
       ValueError: The recipe ends before the base or the anchor is reached.
     """
-    tokenizer = character_tokenizer(arithmetic.ALPHABET, pad="<pad>", eos="<eos>")
-    task = Task(tuple(config.operations), tokenizer)
+    alphabet = arithmetic.alphabet(config.scripts)
+    tokenizer = character_tokenizer(alphabet, pad="<pad>", eos="<eos>")
+    task = Task(config, tokenizer)
     decoder_config = DecoderConfig(
         architecture="Qwen3ForCausalLM",
         vocab_size=len(tokenizer),
@@ -226,9 +255,8 @@ def build_world(config: ml_collections.ConfigDict, output: Path) -> None:
     model = make_decoder(decoder_config, len(tokenizer))
 
     # Numbered anew after duplicates are dropped: the line is the line of prompts.jsonl.
-    drawn = arithmetic.problems(
-        np.random.default_rng(config.seed), 2 * config.num_problems, task.operations
-    )
+    generator = np.random.default_rng(config.seed)
+    drawn = task.problems(generator, 2 * config.num_problems)
     unique = list({example.prompt: example for example in drawn}.values())
     examples = [
         example._replace(line=i)

@@ -80,7 +80,7 @@ class TokenGradients:
             self._programs[key] = self._make(run.kind, matrix)
         params = world.student.params
         drawn = self._study.draw(run, params, 0)
-        found = self._programs[key](params, world.teacher.params, *drawn)
+        found = self._programs[key](params, self._study.context(run.kind), *drawn)
         each, used = jax.device_get(found)
         return np.asarray(each, np.float64)[np.asarray(used)]
 

@@ -1,7 +1,8 @@
 """What a step of each kind of run learns from, as a function of seed and step."""
 
+import re
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import jax
@@ -9,15 +10,18 @@ import ml_collections
 import numpy as np
 
 from experiments.common.world import World
+from experiments.studies.forms import is_privileged
 from geomjax.data.answers import decode_completions
-from geomjax.data.batches import make_batches
+from geomjax.data.batches import PromptBatch, longest, make_batches, pad_prompts
 from geomjax.data.encode import EncodedPrompts
+from geomjax.data.prompts import Example
 from geomjax.data.supervised import pad_responses
 from geomjax.rewards.contract import SILENT
 from geomjax.rewards.judge import Judge
 from geomjax.rewards.tokens import pad_answers, token_match
 from geomjax.rollout.sample import Rollout
 from geomjax.train.learn import make_draw
+from geomjax.train.privileged import join_views
 from geomjax.typing import Params, PRNGKey
 
 
@@ -39,6 +43,7 @@ class Sequences:
         self._teacher = (
             self._student if same else make_draw(world.teacher.model, world.sampling)
         )
+        self._join = jax.jit(partial(join_views, last=world.sampling.max_new_tokens))
         start = world.prompt_length
         self._match = jax.jit(lambda x, answers: token_match(x[:, start:], answers))
         stop = world.sampling.stop_tokens[0]
@@ -57,7 +62,11 @@ class Sequences:
 
     def compilations(self) -> dict[str, int]:
         """How often the draws were compiled."""
-        draws = {"student": self._student, "teacher": self._teacher}
+        draws: dict[str, Callable] = {
+            "student": self._student,
+            "teacher": self._teacher,
+            "privileged": self._join,
+        }
         sizes = {name: compiled(draw) for name, draw in draws.items()}
         return {name: size for name, size in sizes.items() if size}
 
@@ -66,6 +75,7 @@ class Sequences:
         if kind == "responses":
             return partial(self._responses, self._batches(self._rows, seed))
         foreign = kind in ("foreign", "teacher_samples")
+        privileged = is_privileged(kind)
         batch_at = self._batches(self._config.prompts_per_step, seed)
 
         def drawn(params: Params, step: int, key: PRNGKey) -> Drawn:
@@ -75,9 +85,46 @@ class Sequences:
                 rollout = self._teacher(self._world.teacher.params, prompts, key)
             else:
                 rollout = self._student(params, prompts, key)
-            return Drawn(rollout, self._rewards(rollout, np.asarray(batch.index)))
+            index = np.asarray(batch.index)
+            rewards = self._rewards(rollout, index)
+            if privileged:
+                rollout = self._join(rollout, self._privileged_batch(index))
+            return Drawn(rollout, rewards)
 
         return drawn
+
+    @cached_property
+    def _privileged(self) -> list[np.ndarray]:
+        """Every prompt as a reader with privileged information has it.
+
+        Raises:
+          ValueError: There is no template, or a prompt is no plain text.
+        """
+        template = self._config.get("privileged", "")
+        examples = self._world.train.examples
+        if not template:
+            raise ValueError("privileged is empty; expected such as {answer}={prompt}")
+        if not all(isinstance(example.prompt, str) for example in examples):
+            raise ValueError("privileged: prompts are conversations, not plain text")
+        return [
+            np.array(_encode(self._world, _filled(template, example)), np.int32)
+            for example in examples
+        ]
+
+    @property
+    def privileged_slots(self) -> int:
+        """Slots of the privileged view of a row."""
+        return longest(self._privileged) + self._world.sampling.max_new_tokens
+
+    def _privileged_batch(self, index: np.ndarray) -> PromptBatch:
+        rows = np.repeat(index, self._world.sampling.samples_per_prompt)
+        return jax.device_put(
+            pad_prompts(
+                [self._privileged[i] for i in rows],
+                longest(self._privileged),
+                self._world.sampling.pad_token,
+            )
+        )
 
     def _rewards(self, rollout: Rollout, index: np.ndarray) -> jax.Array:
         """Rewards of a rollout, of tokens on the device or of texts on the host."""
@@ -133,6 +180,12 @@ class Sequences:
 def compiled(function: Callable) -> int:
     """How many programs a jitted function has compiled."""
     return function._cache_size()  # type: ignore[attr-defined]
+
+
+def _filled(template: str, example: Example) -> str:
+    """The template with a problem's text in it, braces of the texts left alone."""
+    parts = {"answer": example.answer or "", "prompt": str(example.prompt)}
+    return re.sub(r"\{(answer|prompt)\}", lambda match: parts[match[1]], template)
 
 
 def _encode(world: World, text: str) -> list[int]:

@@ -14,7 +14,7 @@ import optax
 from experiments.common.evaluation import make_evaluate
 from experiments.common.outcome import Outcome, finish, read_outcome
 from experiments.common.world import World
-from experiments.studies.forms import is_form, make_form
+from experiments.studies.forms import is_form, is_privileged, make_form
 from experiments.studies.rate import with_rate
 from experiments.studies.run import FLOAT32, IMITATED, KINDS, STORED, Run
 from experiments.studies.sequences import Drawn, Sequences, compiled
@@ -144,8 +144,7 @@ class Study:
         started = time.monotonic()
         tx = self._transform(run, start)
         learn = self._program(run, tx, start)
-        teacher = self.world.teacher.params if start.teacher is None else start.teacher
-        context = teacher if _needs_teacher(run.kind) else {}
+        context = self.context(run.kind, start)
         self._source(run)  # Before the loop, which lets nothing move unasked.
 
         def advance(state: TrainState, index: int):
@@ -224,8 +223,10 @@ class Study:
         """
         student, sampling = self.world.student.model, self.world.sampling
         if is_form(kind):
+            slots = self._sequences.privileged_slots if is_privileged(kind) else 0
             teacher = self.world.teacher.model
-            return make_form(kind, student, teacher, sampling.temperature), imitate
+            form = make_form(kind, student, teacher, sampling.temperature, slots)
+            return form, imitate
         if kind not in KINDS:
             raise ValueError(f"kind {kind!r}; known: {', '.join(KINDS)}")
         if kind in IMITATED:
@@ -237,6 +238,21 @@ class Study:
             policy_gradient(student, temperature=sampling.temperature, clip=clip),
             policy_signal(student, judge, sampling, on_policy=kind != "foreign"),
         )
+
+    def context(self, kind: str, start: Start | None = None) -> Params:
+        """Parameters of what a run learns from; none if that is no model.
+
+        Args:
+          kind: Its kind.
+          start: May name another teacher than the world's.
+        """
+        if is_privileged(kind):
+            return self.world.student.params
+        if not _needs_teacher(kind):
+            return {}
+        if start is None or start.teacher is None:
+            return self.world.teacher.params
+        return start.teacher
 
     def draw(self, run: Run, params: Params, step: int) -> tuple[Rollout, Any]:
         """The sequences of a step of a run, and what `prepare` takes beside them."""

@@ -2,6 +2,8 @@
 
 A prompt is a chain such as `7+3-8+2=`; its answer gives the running value after each
 operation, here `024` (7+3 is 0, 0-8 is 2, 2+2 is 4). One wrong step spoils the answer.
+Written in the digits of many scripts, answer and prompt in one of them, it is the same
+task with a vocabulary of some hundred tokens.
 """
 
 import numpy as np
@@ -9,6 +11,26 @@ import numpy as np
 from geomjax.data.prompts import Example
 
 ALPHABET = "0123456789+-="
+ZEROS = "0٠۰०০੦૦୦௦౦೦൦๐"
+"""The digit zero of thirteen scripts, ASCII first; Unicode has its nine others next."""
+
+
+def alphabet(scripts: int = 1) -> str:
+    """The characters of problems in the first so many scripts.
+
+    Raises:
+      ValueError: There are not so many.
+    """
+    if not 1 <= scripts <= len(ZEROS):
+        raise ValueError(f"scripts is {scripts}; expected 1 to {len(ZEROS)}")
+    more = (chr(ord(zero) + i) for zero in ZEROS[1:scripts] for i in range(10))
+    return ALPHABET + "".join(more)
+
+
+def in_script(text: str, script: int) -> str:
+    """Text with its ASCII digits written in another script."""
+    zero = ord(ZEROS[script])
+    return text.translate({ord("0") + i: chr(zero + i) for i in range(10)})
 
 
 def problem(digits: np.ndarray, signs: np.ndarray) -> tuple[str, str]:
@@ -45,17 +67,26 @@ def with_slip(example: Example, position: int, digit: int) -> str:
       The answer, as long as the right one.
     """
     assert isinstance(example.prompt, str)
+    zero = ord(example.prompt[0]) - int(example.prompt[0])
     signs, digits = example.prompt[1:-1:2], example.prompt[2:-1:2]
     values = [int(value) for value in example.answer or ""]
     values[position] = digit
     for i in range(position + 1, len(values)):
         step = int(digits[i]) if signs[i] == "+" else -int(digits[i])
         values[i] = (values[i - 1] + step) % 10
-    return "".join(map(str, values))
+    return "".join(chr(zero + value) for value in values)
+
+
+def hinted(example: Example) -> Example:
+    """The problem with its answer in front, as a privileged reader has it."""
+    return example._replace(prompt=f"{example.answer}={example.prompt}")
 
 
 def problems(
-    generator: np.random.Generator, count: int, operations: tuple[int, int]
+    generator: np.random.Generator,
+    count: int,
+    operations: tuple[int, int],
+    scripts: int = 1,
 ) -> list[Example]:
     """Random problems, each with its answer.
 
@@ -63,6 +94,7 @@ def problems(
       generator: Source of randomness.
       count: Number of problems.
       operations: Fewest and most operations in a chain, equally likely in between.
+      scripts: How many scripts they are written in, each in one.
 
     Returns:
       The examples, numbered from line 1.
@@ -75,4 +107,10 @@ def problems(
         problem(d[: n + 1], s[:n])
         for n, d, s in zip(lengths, digits, signs, strict=True)
     ]
+    if scripts > 1:  # One script draws nothing: its problems stay what they were.
+        chosen = generator.integers(0, scripts, count)
+        made = [
+            (in_script(prompt, script), in_script(answer, script))
+            for (prompt, answer), script in zip(made, chosen.tolist(), strict=True)
+        ]
     return [Example(prompt, answer, i) for i, (prompt, answer) in enumerate(made, 1)]

@@ -10,6 +10,7 @@ from geomjax.objectives.base import (
     weighted_sum,
 )
 from geomjax.objectives.divergence import Divergence
+from geomjax.objectives.privileged import split_views
 from geomjax.objectives.surrogate import Clip, clipped_surrogate
 from geomjax.objectives.vocabulary import (
     DEFAULT_CHUNK_TOKENS,
@@ -92,6 +93,7 @@ def full_vocabulary(
     *,
     temperature: float,
     chunk_tokens: int = DEFAULT_CHUNK_TOKENS,
+    privileged: int = 0,
 ) -> Objective:
     """Distillation on the whole next-token distribution, P1 eq. (1) and (8).
 
@@ -99,12 +101,17 @@ def full_vocabulary(
     sampled; the sampling itself is not differentiated. Both distributions are taken at
     the rollout's temperature, over the tokenizer's vocabulary.
 
+    With `privileged` slots the teacher reads the same completion after another prompt,
+    x': rows are then those of `geomjax.objectives.privileged`, which has the papers.
+
     Args:
       student: The model that is trained.
       teacher: The model it learns from; its parameters are the objective's context.
       divergence: From `geomjax.objectives.divergence`.
       temperature: That of the rollout.
       chunk_tokens: Tokens whose logits exist at a time.
+      privileged: Slots of the teacher's view in front of the student's; 0 where both
+        read the same.
 
     Returns:
       The objective. It has no metrics of its own.
@@ -120,9 +127,10 @@ def full_vocabulary(
     placement = student.placement
 
     def objective(params: Params, teacher_params: Params, batch: Batch):
+        batch, read = split_views(batch, privileged)
         _, shifted = shift_targets(batch)
         student_hidden = target_hidden(student, params, batch)
-        teacher_hidden = target_hidden(teacher, teacher_params, batch)
+        teacher_hidden = target_hidden(teacher, teacher_params, read)
         heads = (
             head(student, params, placement),
             jax.lax.stop_gradient(head(teacher, teacher_params, placement)),

@@ -3,8 +3,18 @@
 import re
 
 import numpy as np
+import pytest
 
-from geomjax.data.arithmetic import ALPHABET, problem, problems, with_slip
+from geomjax.data.arithmetic import (
+    ALPHABET,
+    ZEROS,
+    alphabet,
+    hinted,
+    in_script,
+    problem,
+    problems,
+    with_slip,
+)
 from geomjax.data.prompts import Example
 
 
@@ -45,3 +55,35 @@ def test_a_slip_changes_one_value_and_the_chain_goes_on_from_it():
     assert with_slip(example, 1, 5) == "057"
     assert with_slip(example, 2, 9) == "029"
     assert with_slip(example, 0, 0) == example.answer
+
+
+def test_scripts_are_thirteen_sets_of_ten_digits():
+    characters = alphabet(13)
+    assert characters.startswith(ALPHABET)
+    assert len(set(characters)) == len(characters) == 13 * 10 + 3
+    digits = [c for c in characters if c.isdecimal()]
+    assert [int(digit) for digit in digits] == 13 * list(range(10))
+    assert alphabet() == ALPHABET
+    for scripts in (0, 14):
+        with pytest.raises(ValueError, match="expected 1 to 13"):
+            alphabet(scripts)
+
+
+def test_a_problem_in_another_script_is_the_same_problem():
+    example = Example(in_script("7+3-8+2=", 3), in_script("024", 3), 1)
+    assert example.prompt == "७+३-८+२="
+    assert with_slip(example, 1, 5) == in_script("057", 3)
+    assert hinted(example).prompt == "०२४=७+३-८+२="
+
+
+def test_each_problem_is_in_one_of_the_scripts():
+    plain = problems(np.random.default_rng(5), 300, (3, 4))
+    mixed = problems(np.random.default_rng(5), 300, (3, 4), scripts=13)
+    scripts = set()
+    for one, other in zip(plain, mixed, strict=True):
+        zero = ord(other.prompt[0]) - int(other.prompt[0])
+        script = ZEROS.index(chr(zero))
+        assert other.prompt == in_script(one.prompt, script)
+        assert other.answer == in_script(one.answer, script)
+        scripts.add(script)
+    assert scripts == set(range(13))

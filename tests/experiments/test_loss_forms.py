@@ -1,30 +1,41 @@
 """The forms of the loss at their smallest, and what their names may be."""
 
+import dataclasses
 import json
 
+import jax
+import numpy as np
 import pytest
+from scipy.special import softmax
 
 from configs.loss_forms import get_config
+from configs.tiny_world import get_config as get_recipe
 from experiments import loss_forms
 from experiments.common.world import TINY_WORLD
+from experiments.studies.begin import begin
 from experiments.studies.forms import is_form, make_form
-from geomjax.models.load import load
+from experiments.studies.run import Run
+from geomjax.data.arithmetic import alphabet
+from geomjax.models.load import load, make_model
+from geomjax.train.step import mini_batch
 
 MODEL = load(TINY_WORLD / "anchor").model
 
 
-@pytest.mark.parametrize("variant", ["tiny", "smoke"])
-def test_every_form_of_the_configuration_is_one(variant):
+@pytest.mark.parametrize(("variant", "size"), [("tiny", 136), ("smoke", 16)])
+def test_every_form_of_the_configuration_is_one(variant, size):
+    model = make_model(dataclasses.replace(MODEL.config, vocab_size=size))
     for name, arm in get_config(variant).arms.items():
         if name != "sampled_token":
             assert is_form(arm.kind)
-            assert callable(make_form(arm.kind, MODEL, MODEL, 1.0))
+            assert callable(make_form(arm.kind, model, model, 1.0))
 
 
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
         ("top_k:reverse_kl:3:student", "expected one of"),
+        ("privileged:hinge", "expected one of"),
         ("top_k:hinge:3:student:bucket", "expected one of"),
         ("top_k:reverse_kl:three:student:bucket", "expected one of"),
         ("top_k:reverse_kl:16:student:bucket", "k is 16"),
@@ -43,9 +54,15 @@ def test_smoke(tmp_path):
     workdir = tmp_path / "run"
     record = loss_forms.run(get_config("smoke"), workdir)
     assert json.loads((workdir / "results.json").read_text()) == record
-    assert set(record["arms"]) == {"sampled_token", "reverse_kl", "top_reverse_bucket"}
+    assert set(record["arms"]) == {
+        "sampled_token",
+        "reverse_kl",
+        "top_reverse_bucket",
+        "opsd",
+    }
     assert set(record["compilations"].values()) == {1}
-    assert len(record["claims"]) == 2
+    assert {"draw privileged", "learn privileged:jsd"} <= set(record["compilations"])
+    assert len(record["claims"]) == 5
     (whole,) = record["moments"]["reverse_kl"].values()
     (sampled,) = record["moments"]["sampled_token"].values()
     for ours, theirs in zip(sampled, whole, strict=True):
@@ -59,6 +76,99 @@ def test_smoke(tmp_path):
     assert again["claims"] == record["claims"][1:]
     assert again["moments"] == {}
     assert "Noise of the gradients" not in (workdir / "report.md").read_text()
+
+
+def test_the_larger_k_is_at_most_a_quarter_of_its_worlds_vocabulary():
+    """k = 32 of P1 and 16 of thunlp/OPD, in a world of 136 tokens and not of 16."""
+    size = len(alphabet(get_recipe(get_config("tiny").world).scripts)) + 3
+    kinds = [arm.kind.split(":") for arm in get_config("tiny").arms.values()]
+    largest = max(int(kind[2]) for kind in kinds if kind[0] == "top_k")
+    assert largest == 32
+    assert size / 5 < largest <= size / 4
+    assert get_config("smoke").world == ""
+
+
+def test_a_world_gives_the_folders_that_are_not_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(loss_forms, "world_folder", lambda name: tmp_path / name)
+    config = get_config("tiny")
+    config.teacher = "mine"
+    found = loss_forms.in_world(config)
+    assert found.student == str(tmp_path / "scripts" / "anchor")
+    assert found.prompts == str(tmp_path / "scripts" / "prompts.jsonl")
+    assert found.teacher == "mine"
+    assert config.student == ""
+    assert loss_forms.in_world(get_config("smoke")).student == ""
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    config = get_config("smoke")
+    with begin(config, tmp_path_factory.mktemp("forms"), loss_forms.NAME) as begun:
+        yield begun.study
+
+
+def test_the_teacher_of_self_distillation_reads_the_answer_and_then_the_completion(
+    study,
+):
+    run = Run("opsd", "privileged:jsd", 1e-4, 0)
+    world = study.world
+    drawn, _ = study.draw(run, world.student.params, 0)
+    plain, _ = study.draw(run._replace(kind="distill"), world.student.params, 0)
+    slots = study._sequences.privileged_slots
+    student = jax.tree.map(lambda x: np.asarray(x)[:, slots:], drawn)
+    for ours, theirs in zip(student, plain, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    answers = {e.prompt: e.answer for e in world.train.examples}
+    last = world.sampling.max_new_tokens
+    for row in range(len(drawn.tokens)):
+        view, own = (
+            [np.asarray(x)[row, part] for x in drawn[:3]]
+            for part in (slice(slots), slice(slots, None))
+        )
+        text, prompt = (
+            world.tokenizer.decode(tokens[:-last][segments[:-last] > 0])
+            for tokens, _, segments in (view, own)
+        )
+        assert text == f"{answers[prompt]}={prompt}"
+        for ours, theirs in zip(view[::2], own[::2], strict=True):
+            np.testing.assert_array_equal(ours[-last:], theirs[-last:])
+        real = view[2] > 0
+        np.testing.assert_array_equal(view[1][real], np.arange(real.sum()))
+    assert not np.asarray(drawn.completion)[:, :slots].any()
+
+
+def test_self_distillation_is_the_divergence_between_the_two_views(study):
+    """Student and teacher, each applied to its own view apart."""
+    run = Run("opsd", "privileged:jsd", 1e-4, 0)
+    world = study.world
+    anchor, other = world.student.params, world.teacher.params
+    drawn, _ = study.draw(run, anchor, 0)
+    last, slots = world.sampling.max_new_tokens, study._sequences.privileged_slots
+    objective, _ = study.loss(run.kind)
+    loss, _ = objective(other, study.context(run.kind), mini_batch(drawn, last))
+
+    def log_probs(params, part):
+        model = world.student.model
+        hidden = model.apply(params, *(x[:, part] for x in drawn[:3]))
+        scores = np.asarray(hidden @ model.unembedding(params).T, np.float64)
+        return np.log(softmax(scores[:, -last - 1 : -1], axis=-1))
+
+    ours = log_probs(other, slice(slots, None))
+    theirs = log_probs(anchor, slice(slots))
+    mixture = np.log((np.exp(ours) + np.exp(theirs)) / 2)
+    each = sum((np.exp(p) * (p - mixture)).sum(axis=-1) / 2 for p in (ours, theirs))
+    targets = np.asarray(drawn.completion)[:, -last:]
+    assert loss == pytest.approx(each[targets].mean(), rel=1e-4)
+    # Another student than the anchor, so that the two views alone do not decide.
+    same, _ = objective(anchor, study.context(run.kind), mini_batch(drawn, last))
+    assert loss != pytest.approx(float(same), rel=1e-2)
+
+
+def test_without_a_template_there_is_no_privileged_view(tmp_path):
+    config = get_config("smoke")
+    config.privileged = ""
+    with pytest.raises(ValueError, match="privileged is empty; expected such as"):
+        loss_forms.run(config, tmp_path / "run")
 
 
 def test_arms_that_others_are_compared_with_must_be_there(tmp_path):

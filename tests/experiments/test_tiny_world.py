@@ -129,7 +129,7 @@ def accuracy(splits):
     """Greedy accuracy of a checkpoint on the test split, right or wrong by problem."""
     anchor = load(TINY_WORLD / "anchor")
     tokenizer = AutoTokenizer.from_pretrained(TINY_WORLD / "anchor")
-    task = tiny_world.Task((3, 4), tokenizer)
+    task = tiny_world.Task(get_recipe(), tokenizer)
     score = make_accuracy(
         anchor.model,
         tokenizer,
@@ -290,3 +290,43 @@ def test_an_anchor_that_is_never_reached_is_refused(short_recipe, tmp_path):
     short_recipe.update(anchor_accuracy=1.0, max_anchor_steps=2)
     with pytest.raises(ValueError, match="no snapshot reached an accuracy of 1.0 in 2"):
         tiny_world.build_world(small(short_recipe), tmp_path)
+
+
+def test_hints_stand_in_front_of_their_share_of_the_prompts():
+    config = get_recipe("scripts")
+    config.update(scripts=2, hints=0.5)
+    tokenizer = tiny_world.character_tokenizer(
+        tiny_world.arithmetic.alphabet(2), pad="<pad>", eos="<eos>"
+    )
+    task = tiny_world.Task(config, tokenizer)
+    examples = task.problems(np.random.default_rng(0), 200)
+    batch = task.batch(examples, np.random.default_rng(1), slips=0.0)
+    texts = [
+        tokenizer.decode([t for t, s in zip(row, segment, strict=True) if s])
+        for row, segment in zip(
+            batch.tokens.tolist(), batch.segment_ids.tolist(), strict=True
+        )
+    ]
+    plain = [f"{e.prompt}{e.answer}<eos>" for e in examples]
+    hinted = [f"{e.answer}={e.prompt}{e.answer}<eos>" for e in examples]
+    assert all(t in pair for t, *pair in zip(texts, plain, hinted, strict=True))
+    share = np.mean([t == h for t, h in zip(texts, hinted, strict=True)])
+    assert abs(share - 0.5) < 0.15  # Four standard deviations.
+
+
+def test_a_variant_is_built_once_and_kept(short_recipe, tmp_path, monkeypatch):
+    """Its folder goes by the recipe: another recipe has another one."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    built = []
+
+    def build(config, folder):
+        built.append(config.scripts)
+        (folder / "prompts.jsonl").touch()
+
+    monkeypatch.setattr(tiny_world, "build_world", build)
+    first = tiny_world.world_folder("scripts")
+    assert tiny_world.world_folder("scripts") == first
+    assert first.parent == tmp_path / "geomjax"
+    assert built == [13]
+    with pytest.raises(ValueError, match="variant 'script'; known: scripts"):
+        tiny_world.world_folder("script")
