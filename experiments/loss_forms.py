@@ -58,7 +58,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     if missing:
         raise ValueError(f"there are no arms {missing}; the others are compared with")
     with begin(in_world(config), workdir, NAME) as (study, origins):
-        return _run(study.config, study, origins["anchor"])
+        study.config = config  # As it was given, for the record: without paths.
+        return _run(config, study, origins["anchor"])
 
 
 def in_world(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

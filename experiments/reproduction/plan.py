@@ -83,6 +83,8 @@ ENTRIES = (
     Entry("subspace_locking", "subspace_locking"),
     Entry("objective_controls", "objective_controls"),
     Entry("loss_forms", "loss_forms"),
+    Entry("precision", "precision"),
+    Entry("dynamics", "dynamics"),
     # Forty runs a seed: half as long as the default ablation's, to end in time.
     Entry(
         "optimizers",
