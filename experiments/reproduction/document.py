@@ -17,6 +17,7 @@ FIGURES = "figures"
 PAPERS = {
     "P1": "Dense Supervision, Sparse Updates (P1, arXiv 2606.13657)",
     "P2": "On the Geometry of On-Policy Distillation (P2, arXiv 2606.07082)",
+    "ours": "Beyond the papers",
 }
 LEAD = (
     "Every table and figure of the two papers, with what this project's bundled tiny "
@@ -78,7 +79,7 @@ def write_document(
     parts += ["## Claims", *_claims(statuses, found)]
     items = load_items()
     for paper, title in PAPERS.items():
-        parts += [f"## {title}", UNIT_NOTE]
+        parts += [f"## {title}", UNIT_NOTE if paper != "ours" else ""]
         for item in items:
             if item.paper == paper:
                 parts += _item(item, workdir, found)
@@ -128,7 +129,7 @@ def _claims(statuses: Sequence[Status], found: Mapping[str, Results]) -> list[st
 
 
 def _item(item: Item, workdir: Path, found: Mapping[str, Results]) -> list[str]:
-    parts = [f"### {item.paper}, {item.name}: {item.title}"]
+    parts = [f"### {_heading(item)}"]
     if item.columns:
         parts.append(render_block(_table(item, found)))
     elif item.note:
@@ -143,6 +144,12 @@ def _item(item: Item, workdir: Path, found: Mapping[str, Results]) -> list[str]:
     if absent := sorted(needed - found.keys()):
         parts.append(f"Not there yet: {escape_markdown(', '.join(absent))}.")
     return parts
+
+
+def _heading(item: Item) -> str:
+    if item.paper == "ours":
+        return item.title
+    return f"{item.paper}, {item.name}: {item.title}"
 
 
 def _table(item: Item, found: Mapping[str, Results]) -> Table:

@@ -33,7 +33,7 @@ class Item(NamedTuple):
     """A table or figure.
 
     Attributes:
-      paper: `P1` or `P2`.
+      paper: `P1` or `P2`; `ours` for what neither has.
       name: Its number.
       title: What it shows.
       columns: Its quantities; none for an item in words.

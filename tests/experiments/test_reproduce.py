@@ -182,6 +182,8 @@ def test_every_table_and_figure_of_both_papers_is_listed_once():
     """P1 has 10 tables and 7 figures, P2 has 9 and 9."""
     found = {"P1": [], "P2": []}
     for item in load_items():
+        if item.paper == "ours":
+            continue
         kind = None
         for word in re.findall(r"Tables?|Figures?|\d+|to|v\d", item.name):
             if word[0] in "TF":
@@ -310,4 +312,4 @@ def test_the_document_sets_ours_beside_theirs(study, tmp_path):
     assert "No figure: training\\_regimes/trajectories was not drawn." in text
     assert "Not there yet: optimizer\\_ablation." in text
     for item in load_items():
-        assert f"### {item.paper}, {item.name}: " in text
+        assert item.title in text
