@@ -94,7 +94,8 @@ def _line(name: str, found: Measured, chip: Chip, chips: int) -> str:
     moved = sum(found.sent_bytes.values())
     kinds = ", ".join(f"{k} {v / 1e9:.2f}" for k, v in sorted(found.sent_bytes.items()))
     return (
-        f"{name:8s} compiled in {found.compile_s:.0f} s; {held}; "
+        f"{name:8s} compiled in {found.compile_s:.0f} s, {found.processor_s:.0f} s of "
+        f"processor time; {held}; "
         f"{operations}; a chip sends {moved / 1e9:.2f} GB ({kinds or 'nothing'}), "
         f"{moved / chip.link_bytes_per_s:.3g} s at peak"
     )

@@ -1,12 +1,10 @@
 """The programs that analyse an update of the student, compiled for a slice."""
 
-import time
-
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments.aot.measure import Measured, chip_bytes, sent_by_kind
+from experiments.aot.measure import Measured, chip_bytes, sent_by_kind, stopwatch
 from geomjax.analysis.measure import StackPlan, programs_of
 from geomjax.analysis.metrics import DEFAULT
 from geomjax.analysis.programs import Layout, Program
@@ -60,7 +58,7 @@ def measure_geometry(model: Decoder, devices: list[jax.Device]) -> Measured:
       The most memory that any of the programs takes, and what all of them send, each
       taken once: nothing, as a chip measures its own matrices.
     """
-    start = time.perf_counter()
+    spent = stopwatch()
     mesh = Mesh(np.asarray(devices), ("stack",))
     plan = StackPlan("stored", "bfloat16", DEFAULT)
     with jax.enable_x64(True):
@@ -71,9 +69,10 @@ def measure_geometry(model: Decoder, devices: list[jax.Device]) -> Measured:
             if isinstance(program, Program)
         ]
     compiled = [program.compiled() for program in started]
+    seconds = spent()
     sent: dict[str, float] = {}
     for program in compiled:
         for kind, count in sent_by_kind(program.as_text()).items():
             sent[kind] = sent.get(kind, 0.0) + count
     most = max(chip_bytes(program) for program in compiled)
-    return Measured(time.perf_counter() - start, most, "", None, sent)
+    return Measured(*seconds, most, "", None, sent)

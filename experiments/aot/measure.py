@@ -3,6 +3,7 @@
 import re
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ class Measured(NamedTuple):
 
     Attributes:
       compile_s: Seconds of tracing and compiling.
+      processor_s: Of them, seconds of all processor cores together.
       chip_bytes: Memory of one chip: arguments, results and temporaries; None where it
         does not compile for lack of it.
       over: What the compiler says where it does not fit: used and available memory.
@@ -26,6 +28,7 @@ class Measured(NamedTuple):
     """
 
     compile_s: float
+    processor_s: float
     chip_bytes: int | None
     over: str
     flops: float | None
@@ -34,7 +37,7 @@ class Measured(NamedTuple):
 
 def measure(program: Program) -> Measured:
     """Compiles a program for the devices of its arguments; allocates nothing."""
-    start = time.perf_counter()
+    spent = stopwatch()
     jitted = jax.jit(program.function, donate_argnums=program.donated, keep_unused=True)
     traced = jitted.trace(*program.arguments)
     flops = matmul_flops(traced.jaxpr)
@@ -43,12 +46,17 @@ def measure(program: Program) -> Measured:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        seconds = time.perf_counter() - start
-        return Measured(seconds, None, _over(str(error)), flops, {})
-    seconds = time.perf_counter() - start
+        return Measured(*spent(), None, _over(str(error)), flops, {})
+    seconds = spent()
     return Measured(
-        seconds, chip_bytes(compiled), "", flops, sent_by_kind(compiled.as_text())
+        *seconds, chip_bytes(compiled), "", flops, sent_by_kind(compiled.as_text())
     )
+
+
+def stopwatch() -> Callable[[], tuple[float, float]]:
+    """Starts one; what it returns gives seconds since, on the clock and computing."""
+    start, busy = time.perf_counter(), time.process_time()
+    return lambda: (time.perf_counter() - start, time.process_time() - busy)
 
 
 def chip_bytes(compiled: Any) -> int:

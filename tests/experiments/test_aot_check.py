@@ -13,7 +13,7 @@ import pytest
 from configs.aot_check import get_config
 from experiments import aot_check, aot_table
 from experiments.aot import chips
-from experiments.aot.geometry import layouts
+from experiments.aot.geometry import layouts, measure_geometry
 from experiments.aot.measure import Measured, _over, measure
 from experiments.aot.programs import Program, make_model, make_programs
 from experiments.common.benchmarks import forward_operations
@@ -121,8 +121,20 @@ def test_the_stacks_of_a_checkpoint_are_those_of_its_matrices_and_norms():
     assert found[1, 1].columns == 2048
 
 
+@pytest.mark.slow
+def test_the_analysis_of_an_update_sends_nothing():
+    config = _small()
+    mesh = mesh_from_string("fsdp=8")
+    student = make_model(config.student.to_dict(), config, mesh)
+    found = measure_geometry(student, list(mesh.devices.flat))
+    assert found.sent_bytes == {}
+    assert found.flops is None
+    # Both sides of the embedding, bfloat16, are the largest thing on a device.
+    assert found.chip_bytes > 2 * 2 * 256 * 64
+
+
 def test_a_table_of_rows(tmp_path):
-    fits = Measured(12.3, 3 << 30, "", 4 * 197e12, {"all-gather": 2e11})
+    fits = Measured(30.0, 12.3, 3 << 30, "", 4 * 197e12, {"all-gather": 2e11})
     row = {
         "student": "Qwen/Qwen3-1.7B",
         "teacher": "Qwen/Qwen3-4B",
