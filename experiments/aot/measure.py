@@ -19,8 +19,8 @@ class Measured(NamedTuple):
     Attributes:
       compile_s: Seconds of tracing and compiling.
       processor_s: Of them, seconds of all processor cores together.
-      chip_bytes: Memory of one chip: arguments, results and temporaries; None where it
-        does not compile for lack of it.
+      chip_bytes: Memory of one chip: arguments, results, temporaries and code; None
+        where it does not compile for lack of it.
       over: What the compiler says where it does not fit: used and available memory.
       flops: Of matrix products, on all chips together, recomputation included; None
         where they are not counted.
@@ -35,14 +35,20 @@ class Measured(NamedTuple):
     sent_bytes: dict[str, float]
 
 
-def measure(program: Program) -> Measured:
-    """Compiles a program for the devices of its arguments; allocates nothing."""
+def measure(program: Program, dump: str = "") -> Measured:
+    """Compiles a program for the devices of its arguments; allocates nothing.
+
+    Args:
+      program: The program.
+      dump: A folder for what the compiler writes down on its way.
+    """
+    options: Any = {"xla_dump_to": dump} if dump else None
     spent = stopwatch()
     jitted = jax.jit(program.function, donate_argnums=program.donated, keep_unused=True)
     traced = jitted.trace(*program.arguments)
     flops = matmul_flops(traced.jaxpr)
     try:
-        compiled = traced.lower().compile()
+        compiled = traced.lower().compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -60,14 +66,8 @@ def stopwatch() -> Callable[[], tuple[float, float]]:
 
 
 def chip_bytes(compiled: Any) -> int:
-    """Memory of one chip: arguments, results and temporaries, what is shared once."""
-    memory = compiled.memory_analysis()
-    return (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        + memory.temp_size_in_bytes
-        - memory.alias_size_in_bytes
-    )
+    """The most memory of one chip that is taken at a time, with the code itself."""
+    return compiled.memory_analysis().peak_memory_in_bytes
 
 
 def sent_by_kind(text: str) -> dict[str, float]:
