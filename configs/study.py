@@ -18,7 +18,6 @@ OTHERS = (
     "keep_checkpoints",
     "profile_steps",
     "export_masters",
-    "tracker",
 )
 """Fields of the optimizer ablation that studies lack; the rest mean the same here, and
 have its values."""

@@ -1,6 +1,7 @@
 """Which studies the reproduction runs, in which order and with which configuration."""
 
 import importlib
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -56,7 +57,7 @@ class Entry(NamedTuple):
     def command(self, *, smoke: bool) -> str:
         """The same for a reader, from the root of a clone."""
         arguments = self.arguments(Path("runs"), smoke=smoke)
-        return " ".join(["python", *arguments]).replace(f"{CONFIGS}", CONFIGS.name)
+        return shlex.join(["python", *arguments]).replace(f"{CONFIGS}", CONFIGS.name)
 
     def finished(self, workdir: Path) -> bool:
         """Whether it has ended in `workdir`'s folder of its name."""
@@ -77,21 +78,26 @@ class Entry(NamedTuple):
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 RESULTS = "results.json"
 
+_HALF = MappingProxyType({"num_steps": 100, "evaluate_every": 10})
+_CONTROLS = _HALF | {"moment_matrices": ("layers.self_attn.o_proj:1",)}
+
 ENTRIES = (
     Entry("optimizer_ablation", "optimizer_ablation", "default"),
     Entry("training_regimes", "training_regimes"),
-    Entry("subspace_locking", "subspace_locking"),
-    Entry("objective_controls", "objective_controls"),
-    Entry("loss_forms", "loss_forms"),
-    Entry("precision", "precision"),
+    # Studies of some forty runs take half as many steps, so that all end in time.
+    Entry("subspace_locking", "subspace_locking", settings=_HALF),
+    Entry("objective_controls", "objective_controls", settings=_CONTROLS),
+    Entry("subnetwork", "subnetwork"),
+    Entry("loss_forms", "loss_forms", settings=_HALF),
+    Entry("precision", "precision", settings=_HALF),
     Entry("dynamics", "dynamics"),
-    # Forty runs a seed: half as long as the default ablation's, to end in time.
+    # A hundred and twenty runs.
     Entry(
         "optimizers",
         "optimizer_ablation",
         "optimizers",
         "optimizers_smoke",
-        MappingProxyType({"num_steps": 100, "evaluate_every": 10}),
+        MappingProxyType({"num_steps": 60, "evaluate_every": 12}),
     ),
 )
 """The lot, those that most of the papers' tables need first."""

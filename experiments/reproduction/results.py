@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.common.arm_geometry import mean_of
 from experiments.common.outcome import late
 from experiments.common.workdir import WorkdirError
 from experiments.published.tables import PublishedColumn
@@ -45,12 +46,17 @@ class Results(NamedTuple):
           kind: Of which update the geometry is taken, `stored` or `master`.
 
         Returns:
-          The part, and of an arm also `global` and `groups` (as in summary.json),
-          `accuracy`, `trajectory` and `state`. None where the record has no such part.
+          The part, of a list the mean over its seeds, and of an arm also `global` and
+          `groups` (as in summary.json), `accuracy`, `trajectory` and `state`. None
+          where the record has no such part.
         """
         found = look_up(self.record, at)
+        if isinstance(found, list) and found:
+            found = mean_of(found)  # One a seed.
         if not isinstance(found, Mapping):
             return None
+        if at.startswith("runs/"):
+            return _of_runs(found)
         if not at.startswith("arms/"):
             return found
         rows = self._rows(at.removeprefix("arms/"))
@@ -114,6 +120,14 @@ def _claim(record: Mapping[str, Any]) -> Claim:
         return Claim(record["claim"], record["holds"], record["evidence"])
     fields = {name: record[name] for name in Verdict._fields}
     return Verdict(**fields | {"samples": tuple(fields["samples"])}).shown()
+
+
+def _of_runs(runs: Mapping[str, Any]) -> dict[str, Any]:
+    """Runs without measured geometry, as `experiments.subnetwork` records them."""
+    late_value, gain, trained = (
+        float(np.mean(runs[name])) for name in ("accuracy_late", "gain", "trained")
+    )
+    return {"accuracy": {"late": late_value, "gain": gain}, "mask_density": trained}
 
 
 def _geometry(arm: Mapping[str, Any], kind: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import ml_collections
 from experiments.common import workdir as workdirs
 from experiments.common.prompts import open_judge, write_unusable
 from experiments.common.provenance import record_start
+from experiments.common.tracking import load_tracker
 from experiments.common.world import load_world, locate
 from experiments.studies.settings import base_folder, check_settings
 from experiments.studies.study import Study
@@ -41,10 +42,12 @@ def begin(
       name: Its module in `experiments`, for the record of its starts.
 
     Raises:
-      ValueError: A setting is out of range, the world does not fit together, the base
-        is another model than the anchor, or the workdir was begun with other inputs.
+      ValueError: A setting is out of range, the tracker is not installed, the world
+        does not fit together, the base is another model than the anchor, or the workdir
+        was begun with other inputs.
     """
     check_settings(config)
+    load_tracker(config.tracker)
     with open_judge(config) as judge:
         base_dir = base_folder(config)
         world = load_world(config, judge)

@@ -12,7 +12,7 @@ from experiments.common import cli
 from experiments.common import workdir as workdirs
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
-FREE = frozenset({"save_every"})
+FREE = frozenset({"save_every", "tracker"})
 """Settings that no result depends on."""
 
 RunStudy = Callable[[ml_collections.ConfigDict, Path], dict[str, Any]]

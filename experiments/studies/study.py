@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ import optax
 
 from experiments.common.evaluation import make_evaluate
 from experiments.common.outcome import Outcome, finish, read_outcome
+from experiments.common.tracking import tracked
+from experiments.common.workdir import resolved
 from experiments.common.world import World
 from experiments.studies.forms import is_form, is_privileged, make_form
 from experiments.studies.rate import with_rate
@@ -163,7 +166,10 @@ class Study:
         evaluate = self._evaluate
         if start.probe is not None:
             evaluate = _both(self._evaluate, start.probe)
-        state = run_loop(directory, state, advance, evaluate, schedule, on_step)
+        with self._tracked(directory, run) as wrap:
+            state = run_loop(
+                directory, state, advance, evaluate, schedule, wrap(on_step)
+            )
         params = jax.device_get(state.params)
         self._save(directory, self.config.num_steps, params)
         finish(
@@ -174,6 +180,16 @@ class Study:
             mask_threshold=None,
             seconds=time.monotonic() - started,
             input_wait_s=0.0,  # Drawing is part of the step.
+        )
+
+    def _tracked(self, directory: Path, run: Run) -> AbstractContextManager[Any]:
+        """Sends a run's metrics to the tracker asked for, named as its folder."""
+        return tracked(
+            self.config.tracker,
+            directory,
+            project=self.workdir.absolute().name,
+            run=run.folder.removeprefix("arms/").replace("/", "-"),
+            config=resolved(self.config),
         )
 
     def _save(self, directory: Path, step: int, params: Params) -> None:

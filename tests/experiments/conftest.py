@@ -1,5 +1,9 @@
-"""One small run of the ablation in the bundled world, shared by the tests."""
+"""One small run of the ablation, and smoke runs of the studies, shared by tests."""
 
+import fcntl
+import importlib
+import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +14,8 @@ import pytest
 from configs import optimizer_ablation as config_module
 from experiments import optimizer_ablation
 from experiments.common import arm_geometry as geometry
+from experiments.common import workdir as workdirs
+from experiments.reproduction.plan import select
 from geomjax.models import hf
 
 
@@ -52,3 +58,38 @@ def ablation_run(tmp_path_factory) -> Run:
         record = optimizer_ablation.run(config, workdir)
     arms = dict(zip(record["arms"], finals, strict=True))
     return Run(config, workdir, record, arms)
+
+
+class Smoke:
+    """Smoke runs of the reproduction's studies, each made once a session.
+
+    They lie in one folder, which is that of a whole reproduction; xdist's workers share
+    it, and who comes first runs a study while the others wait.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def run(self, name: str) -> tuple[Path, dict[str, Any]]:
+        """Folder and results of a study's smoke run."""
+        (entry,) = select([name])
+        workdir = self.folder / name
+        with (self.folder / f".{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not entry.finished(self.folder):
+                module = importlib.import_module(f"experiments.{entry.module}")
+                config = entry.config(smoke=True)
+                with workdirs.locked(workdir):
+                    module.run(workdirs.claim(workdir, config, resume=False), workdir)
+        return workdir, json.loads((workdir / "results.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory) -> Smoke:
+    """Smoke runs shared by all tests."""
+    base = tmp_path_factory.getbasetemp()
+    # A worker's folder lies in that of the session.
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = shared / "smoke"
+    folder.mkdir(exist_ok=True)
+    return Smoke(folder)

@@ -5,8 +5,6 @@ import json
 import numpy as np
 import pytest
 
-from configs.dynamics import get_config
-from experiments import dynamics
 from experiments.dynamics import claims, entries, entry_table
 from experiments.studies.channels import (
     DENSITY,
@@ -152,9 +150,8 @@ def test_a_seed_without_a_defined_way_is_undefined():
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("dynamics") / "run"
-    return workdir, dynamics.run(get_config("smoke"), workdir)
+def finished(smoke):
+    return smoke.run("dynamics")
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -50,9 +51,8 @@ def test_bad_names_are_refused(kind, message):
 
 
 @pytest.mark.slow
-def test_smoke(tmp_path):
-    workdir = tmp_path / "run"
-    record = loss_forms.run(get_config("smoke"), workdir)
+def test_smoke(smoke, tmp_path):
+    workdir, record = smoke.run("loss_forms")
     assert json.loads((workdir / "results.json").read_text()) == record
     assert set(record["arms"]) == {
         "sampled_token",
@@ -70,6 +70,8 @@ def test_smoke(tmp_path):
         assert min(ours["noise_to_signal"], theirs["noise_to_signal"]) > 0
     assert "The sampled token's gradient" in (workdir / "report.md").read_text()
     # The finished runs once more, without second moments.
+    shutil.copytree(workdir / "arms", tmp_path / "run" / "arms")
+    workdir = tmp_path / "run"
     config = get_config("smoke")
     config.moment_matrices = ()
     again = loss_forms.run(config, workdir)

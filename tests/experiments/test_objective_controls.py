@@ -59,9 +59,8 @@ def test_what_is_no_matrix_of_the_model_is_refused(study, text):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("controls") / "run"
-    return workdir, objective_controls.run(get_config("smoke"), workdir)
+def finished(smoke):
+    return smoke.run("objective_controls")
 
 
 @pytest.mark.slow

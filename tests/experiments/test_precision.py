@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from configs.precision import get_config
 from experiments import precision
 from experiments.common.outcome import Outcome
 from experiments.precision import Arm, claims, format_plot, format_table
@@ -187,9 +186,8 @@ def test_table_and_figure_show_every_arm_and_rate():
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("precision") / "run"
-    return workdir, precision.run(get_config("smoke"), workdir)
+def finished(smoke):
+    return smoke.run("precision")
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from experiments.reproduction.document import Status, write_document
 from experiments.reproduction.items import FILE, load_items
 from experiments.reproduction.plan import ENTRIES, select
 from experiments.reproduction.process import Ended, run_process
-from experiments.reproduction.results import Results, look_up, read_results
+from experiments.reproduction.results import Results, look_up, measured, read_results
 from geomjax.train.errors import Preempted
 
 FIRST, SECOND = ENTRIES[:2]
@@ -29,7 +29,7 @@ def test_every_entry_has_a_configuration_and_a_command(entry, smoke, tmp_path):
     config = entry.config(smoke=smoke)
     assert len(config.seeds) >= (1 if smoke else 3)
     for name, value in entry.settings.items():
-        assert (config[name] == value) is not smoke
+        assert smoke or config[name] == value
     command = entry.command(smoke=smoke)
     assert (
         f"python -m experiments.{entry.module} --workdir=runs/{entry.name}" in command
@@ -175,6 +175,40 @@ def test_damaged_results_are_named(tmp_path):
         read_results(tmp_path)
 
 
+# The lot at its smallest.
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_lot_at_its_smallest(smoke):
+    """Most studies are other tests' runs; what is left runs as processes of its own."""
+    for entry in ENTRIES:
+        if entry.module != "optimizer_ablation":
+            smoke.run(entry.name)
+    text = reproduce.run(smoke.folder, ENTRIES, smoke=True).read_text()
+    found = {e.name: read_results(smoke.folder / e.name) for e in ENTRIES}
+    assert "not run" not in text
+    assert "Not there yet" not in text
+    for results in found.values():
+        assert results.claims() or results.folder.name == "optimizers"
+        # Arms share programs, and nothing is compiled twice.
+        assert set(results.record.get("compilations", {"": 1}).values()) == {1}
+    for item in load_items():
+        assert item.title in text
+        rows = [
+            [measured(column, values) for column in item.columns]
+            for ours in item.ours
+            for kind in item.kinds
+            if (values := found[ours.study].values(ours.at, kind)) is not None
+        ]
+        assert bool(rows) == bool(item.ours)
+        # What no model of ours has: vision towers and language heads of its own.
+        for column, *numbers in zip(item.columns, *rows, strict=True):
+            assert item.name.startswith("Table 3") or any(
+                number is not None for number in numbers
+            ), f"{item.name}: {column.title}"
+
+
 # The papers.
 
 
@@ -271,6 +305,16 @@ def test_values_of_an_arm_are_means_over_seeds(study):
     assert look_up(values, "groups/ffn/energy_share") == 0.5
     assert look_up(study.values("arms/opd", "master"), "global/any") is None
     assert study.values("arms/sft", "stored") is None
+
+
+def test_values_of_runs_and_of_lists_are_means_over_seeds():
+    runs = {"accuracy_late": [0.4, 0.6], "gain": [0.1, 0.2], "trained": [0.25, 0.25]}
+    pairs = {"RLVR, by OPD": [{"lift": 2.0}, {"lift": 3.0}]}
+    study = Results(None, {"runs": {"own": runs}, "supports": pairs, "claims": []})
+    own = study.values("runs/own", "stored")
+    assert own["accuracy"] == pytest.approx({"late": 0.5, "gain": 0.15})
+    assert own["mask_density"] == 0.25
+    assert study.values("supports/RLVR, by OPD", "stored") == {"lift": 2.5}
 
 
 def test_the_ablations_rows_are_taken_by_arm(study):

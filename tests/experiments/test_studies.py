@@ -1,6 +1,8 @@
 """The parts that studies share, and their configurations."""
 
 import json
+import sys
+import types
 from pathlib import Path
 
 import jax
@@ -26,10 +28,13 @@ from experiments.common.outcome import Outcome
 from experiments.common.world import TINY_WORLD
 from experiments.loss_forms import claims as form_claims
 from experiments.objective_controls import claims as control_claims
+from experiments.studies import study as study_module
+from experiments.studies.begin import begin
 from experiments.studies.measured import Measured
 from experiments.studies.moments import moments_section
 from experiments.studies.rate import with_rate
 from experiments.studies.report import accuracy_plot, arms_table
+from experiments.studies.run import Run
 from experiments.studies.settings import base_folder, check_settings
 from experiments.studies.study import snapshot_steps
 from experiments.studies.verdict import Verdict, differences
@@ -312,3 +317,52 @@ def test_sft_is_compared_with_opd_at_both_rates():
     assert config.arms.sft.learning_rate == 10 * config.arms.opd.learning_rate
     assert config.arms.sft_anchor.learning_rate == config.arms.opd.learning_rate
     assert config.arms.sft_anchor.start == config.arms.opd.start == "anchor"
+
+
+def test_a_tracker_is_sent_each_run_under_the_name_of_its_folder(tmp_path, monkeypatch):
+    """Rows and resumes are those of `tracked`, which the ablation uses too."""
+    calls = []
+    package = types.SimpleNamespace(
+        init=lambda **fields: calls.append(fields),
+        log=lambda values, step: calls.append(values),
+        finish=lambda: calls.append("finish"),
+    )
+    monkeypatch.setitem(sys.modules, "trackio", package)
+    config = training_regimes.get_config("smoke")
+    config.tracker = "trackio"
+    workdir = tmp_path / "regimes"
+    rows = [{"kind": "train", "update": 1, "loss": 0.5}]
+
+    def run_loop(directory, state, advance, evaluate, schedule, on_step):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (directory / "metrics.jsonl").write_text(text)
+        on_step(1, {})
+        return state
+
+    monkeypatch.setattr(study_module, "run_loop", run_loop)
+    with begin(config, workdir, "training_regimes") as (study, origins):
+        run = Run("opd", "distill", 1e-4, 0)
+        study.train(run, study_module.Start(origins["anchor"]))
+    first, logged, last = calls
+    assert first["project"] == "regimes"
+    assert first["name"].startswith("opd-seed_0-")
+    assert first["config"]["tracker"] == "trackio"
+    assert logged == {"train/loss": 0.5}
+    assert last == "finish"
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_tracker_that_is_not_there_and_a_mesh_are_refused_before_any_work(
+    name, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    study = redo.load_experiment(name)
+    for field, value, message in (
+        ("tracker", "trackio", "'trackio' is not installed"),
+        ("mesh", "data=2", "mesh is 'data=2'; studies run on one device"),
+    ):
+        config = STUDIES[name].get_config("smoke")
+        config[field] = value
+        with pytest.raises(ValueError, match=message):
+            study.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

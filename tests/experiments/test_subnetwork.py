@@ -220,9 +220,8 @@ def test_claims_hold_where_the_runs_say_so():
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("subnetwork") / "run"
-    return workdir, subnetwork.run(get_config("smoke"), workdir)
+def finished(smoke):
+    return smoke.run("subnetwork")
 
 
 @pytest.mark.slow

@@ -20,9 +20,8 @@ CONSTRAINED = [f"{name}_{how}" for name in REGIMES for how in ("own", "random")]
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("locking") / "run"
-    return workdir, subspace_locking.run(get_config("smoke"), workdir)
+def finished(smoke):
+    return smoke.run("subspace_locking")
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,8 @@ ARMS = {"sft", "sft_anchor", "opd", "rlvr", "offline"}
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("regimes") / "run"
-    return workdir, training_regimes.run(get_config("smoke"), workdir)
+def finished(smoke):
+    return smoke.run("training_regimes")
 
 
 def rows(workdir, arm, seed=0, kind="train"):
