@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import threading
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -137,6 +138,7 @@ class TrainCheckpoints:
           OSError: The last save failed.
         """
         with _os_errors(self.directory):
+            self._manager.await_own_part()
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
@@ -178,7 +180,8 @@ class TrainCheckpoints:
         try:
             self.wait()
         finally:
-            self._manager.close()
+            if not self._manager.left_others:
+                self._manager.close()
 
     def _write_checksums(self) -> None:
         """Adds the checksums to a checkpoint that is written and not yet renamed."""
@@ -265,15 +268,71 @@ class TrainCheckpoints:
 
 
 class _Manager(ocp.CheckpointManager):  # type: ignore[misc]
-    """Orbax's manager, which leaves preemption to the loop.
+    """Orbax's manager, which leaves preemption to the loop and failures to the process.
 
     It would ask JAX's coordination service at every save under its own step number, and
-    so confuse those who count the loop's.
+    so confuse those who count the loop's. And a process that failed to write its part
+    would wait twenty minutes for the others, which wait for it, before it says so.
+
+    Attributes:
+      settled: Set while this process writes nothing.
+      failure: What kept it from writing its part.
     """
+
+    def __init__(self, *arguments: Any, **options: Any):
+        self.settled = threading.Event()
+        self.settled.set()
+        self.failure: BaseException | None = None
+        super().__init__(*arguments, **options)
+
+    @property
+    def left_others(self) -> bool:
+        """Whether others wait for a part of this process, which will not come."""
+        return self.failure is not None and hosts.count() > 1
+
+    def await_own_part(self) -> None:
+        """Waits until this process has written its part; raises if it cannot.
+
+        Of several processes it must then end, and so end the others.
+        """
+        self.settled.wait()
+        if self.failure is not None and self.left_others:
+            raise self.failure
 
     def reached_preemption(self, step: int) -> bool:
         """Never: the loop asks `hosts.preempted`."""
         return False
+
+    def save(self, *arguments: Any, **options: Any) -> bool:
+        """Begins to save, as Orbax does."""
+        self.settled.clear()
+        begun = False
+        try:
+            begun = super().save(*arguments, **options)
+        except BaseException as error:
+            self.failure = error
+            raise
+        finally:
+            if not begun:
+                self.settled.set()
+        return begun
+
+    def _wait_for_checkpointers(self) -> None:
+        """Where Orbax's thread of a save learns that a part was not written."""
+        try:
+            super()._wait_for_checkpointers()
+        except BaseException as error:
+            self.failure = error
+            raise
+        finally:
+            self.settled.set()
+
+    def _finalize(self, *arguments: Any) -> None:
+        """That thread's whole work."""
+        try:
+            super()._finalize(*arguments)
+        finally:
+            self.settled.set()
 
 
 def _checksum(path: Path) -> list[int]:

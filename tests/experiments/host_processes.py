@@ -26,9 +26,16 @@ def free_port() -> int:
 
 
 def start(
-    command: Sequence[str], count: int, *, devices: int = 4
+    command: Sequence[str],
+    count: int,
+    *,
+    devices: int = 4,
+    said: Sequence[int] | None = None,
 ) -> list[subprocess.Popen]:
-    """Starts `python COMMAND` as so many processes; one stands for itself."""
+    """Starts `python COMMAND` as so many processes; one stands for itself.
+
+    Each is told that they are `count`, or as many as `said` holds for it.
+    """
     coordinator = f"localhost:{free_port()}"
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
@@ -39,12 +46,12 @@ def start(
     for i in range(count):
         own = [
             f"--coordinator={coordinator}",
-            f"--num_processes={count}",
+            f"--num_processes={said[i] if said else count}",
             f"--process_id={i}",
         ]
         output = tempfile.TemporaryFile("w+")
         process = subprocess.Popen(
-            [sys.executable, *command, *(own if count > 1 else [])],
+            [sys.executable, *command, *(own if count > 1 or said else [])],
             cwd=ablation_process.ROOT,
             env=environment,
             stdout=output,
@@ -55,7 +62,7 @@ def start(
     return processes
 
 
-def end(processes: list[subprocess.Popen], timeout_s: float = 300) -> list[Ended]:
+def end(processes: list[subprocess.Popen], timeout_s: float = 600) -> list[Ended]:
     """Waits for all of them, and kills what is left."""
     try:
         for process in processes:

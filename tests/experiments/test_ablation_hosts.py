@@ -1,6 +1,8 @@
 """The ablation on two processes of four devices, beside one of eight."""
 
 import json
+import signal
+import time
 
 import host_processes
 import numpy as np
@@ -10,10 +12,9 @@ from ablation_process import CONFIG, MODULE
 from geomjax.checkpoints import SafetensorsSource
 
 MESH = "data=2,fsdp=2,tensor=2"
-ADAMW = "arms/adamw/lr_0.0001/seed_0"
 
 
-def _command(folder, workdir, *arguments):
+def _command(folder, workdir):
     config = folder / "config.py"
     if not config.exists():
         config.write_text(CONFIG)
@@ -23,8 +24,21 @@ def _command(folder, workdir, *arguments):
         f"--config={config}",
         f"--config.mesh={MESH}",
         f"--workdir={workdir}",
-        *arguments,
+        "--config.num_steps=6",
+        "--config.evaluate_every=6",
     ]
+
+
+def _start_until(command, workdir, arm, rows):
+    """Starts two processes, and returns when an arm has logged so many rows."""
+    processes = host_processes.start(command, 2)
+    found = 0
+    while found < rows:
+        assert all(p.poll() is None for p in processes), host_processes.end(processes)
+        time.sleep(0.02)
+        for path in workdir.glob(f"arms/{arm}/*/*/metrics.jsonl"):
+            found = path.read_bytes().count(b"\n")
+    return processes
 
 
 def _rows(workdir):
@@ -54,8 +68,8 @@ def _assert_same_results(one, two):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_two_processes_run_the_ablation_of_one(tmp_path):
+@pytest.mark.timeout(3000)
+def test_two_processes_run_the_ablation_of_one_whatever_befalls_them(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     host_processes.run(_command(tmp_path, one), 1, devices=8)
     first, second = host_processes.run(_command(tmp_path, two), 2)
@@ -71,3 +85,30 @@ def test_two_processes_run_the_ablation_of_one(tmp_path):
     assert len(events[0]) == len(events[1])  # Their names hold times.
     kept = [set(names) - set(e) for names, e in zip(files, events, strict=True)]
     assert kept[0] == kept[1]
+
+    # One is told to end: both save the same step and say so with their status.
+    killed = tmp_path / "killed"
+    command = _command(tmp_path, killed)
+    processes = _start_until(command, killed, "adamw", 3)
+    processes[1].send_signal(signal.SIGTERM)
+    ended = host_processes.end(processes)
+    assert [process.status for process in ended] == [75, 75], ended
+    said = [process.output.splitlines()[-1] for process in ended]
+    assert said[0] == said[1]
+    assert "is saved at step" in said[0]
+    # One dies in a step of the next arm: the other ends with an error.
+    processes = _start_until(command, killed, "adamw_opd_mask", 3)
+    processes[0].kill()
+    moment = time.monotonic()
+    _, other = host_processes.end(processes)
+    assert time.monotonic() - moment < 60
+    assert other.status not in (0, 75)
+    # What was finished is read back, what was not goes on, and no bit differs.
+    host_processes.run(command, 2)
+    assert (killed / "metrics.jsonl").read_bytes() == (
+        two / "metrics.jsonl"
+    ).read_bytes()
+    for arm in ("adamw", "adamw_opd_mask"):
+        found = _masters(killed, arm)
+        for name, expected in _masters(two, arm).items():
+            np.testing.assert_array_equal(found[name], expected)

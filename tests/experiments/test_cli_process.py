@@ -83,14 +83,38 @@ def test_a_run_told_to_end_has_a_status_of_its_own_and_goes_on(tmp_path):
     [
         ("training_regimes", "trains as one process, but 2 were started"),
         ("optimizer_ablation", "2 processes train over one mesh of all their devices"),
+        (
+            "optimizer_ablation --config.mesh=data=16",
+            "mesh 'data=16' has 16 places for 8 devices",
+        ),
     ],
 )
 def test_training_that_needs_another_start_is_refused_before_anything_is_made(
     tmp_path, module, message
 ):
     workdir = tmp_path / "run"
-    command = ["-m", f"experiments.{module}", f"--workdir={workdir}"]
-    ended = host_processes.end(host_processes.start(command, 2), timeout_s=120)
+    command = ["-m", *f"experiments.{module}".split(), f"--workdir={workdir}"]
+    ended = host_processes.end(host_processes.start(command, 2))
+    for process in ended:
+        assert process.status == 1, process.output
+        assert message in process.output
+    assert not workdir.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [((2, 3), "different num_processes: [2, 3]"), ((2,), "waited 5 s at localhost")],
+    ids=["unequal", "one missing"],
+)
+def test_training_whose_processes_do_not_find_each_other_says_so(
+    tmp_path, said, message
+):
+    workdir = tmp_path / "run"
+    command = ["-m", "experiments.optimizer_ablation", f"--workdir={workdir}"]
+    if len(said) == 1:
+        command.append("--start_timeout_s=5")
+    ended = host_processes.end(host_processes.start(command, len(said), said=said))
     for process in ended:
         assert process.status == 1, process.output
         assert message in process.output

@@ -15,10 +15,10 @@ from geomjax.train.log import FILE
 
 PROGRAM = textwrap.dedent(
     """
-    import os, sys, time
+    import os, resource, sys, time
     from pathlib import Path
 
-    directory, count, index, port, keep_going = sys.argv[1:]
+    directory, count, index, port, mode = sys.argv[1:]
     devices = 8 // int(count)
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
 
@@ -41,7 +41,9 @@ PROGRAM = textwrap.dedent(
     split = NamedSharding(mesh, P(None, "fsdp"))
     tx = optax.adam(0.05)
 
-    params = {"weight": np.linspace(-1, 1, 48, dtype=np.float32).reshape(4, 12)}
+    width = 16 if mode == "wide" else 12
+    params = np.linspace(-1, 1, 4 * width, dtype=np.float32).reshape(4, width)
+    params = {"weight": params}
     params = jax.device_put(params, {"weight": split})
     opt_state = jax.eval_shape(tx.init, params)
     layout = TrainState(whole, {"weight": split}, like_parameters(opt_state, params))
@@ -51,7 +53,7 @@ PROGRAM = textwrap.dedent(
 
     def step(state, batch):
         def loss(p):
-            return jnp.mean((batch[:, :4] @ p["weight"] - batch[:, 4:]) ** 2)
+            return jnp.mean((batch[:, :4] @ p["weight"] - batch[:, 4 : 4 + width]) ** 2)
 
         value, gradients = jax.value_and_grad(loss)(state.params)
         updates, opt_state = tx.update(gradients, state.opt_state)
@@ -63,9 +65,12 @@ PROGRAM = textwrap.dedent(
     first = hosts.index() * 16 // hosts.count()
 
     def advance(state, done):
-        if keep_going == "slow":
+        if mode == "slow":
             time.sleep(0.2)
-        batch = np.random.default_rng(done).standard_normal((16, 16), np.float32)
+        if mode == "full" and done == 5 and hosts.index() == 1:
+            _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))
+        batch = np.random.default_rng(done).standard_normal((16, 20), np.float32)
         mine = batch[first : first + 16 // hosts.count()]
         return step(state, hosts.global_batch(mine, rows))
 
@@ -83,6 +88,9 @@ PROGRAM = textwrap.dedent(
         print(stop, flush=True)
         hosts.barrier()
         sys.exit(75)
+    except (OSError, ValueError) as error:  # As an experiment ends.
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        hosts.leave(1)
     assert final.params["weight"].sharding == split
     for leaf in jax.tree.leaves(final):
         whole_leaf = multihost_utils.process_allgather(leaf, tiled=True)
@@ -92,7 +100,7 @@ PROGRAM = textwrap.dedent(
 )
 
 
-def _start(directory, count, keep_going="fast"):
+def _start(directory, count, mode="fast"):
     with socket.socket() as found:
         found.bind(("localhost", 0))
         port = found.getsockname()[1]
@@ -100,7 +108,7 @@ def _start(directory, count, keep_going="fast"):
     return [
         subprocess.Popen(
             [sys.executable, "-c", PROGRAM]
-            + [str(x) for x in (directory, count, i, port, keep_going)],
+            + [str(x) for x in (directory, count, i, port, mode)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -192,3 +200,27 @@ def test_a_process_that_dies_in_a_step_ends_the_other(tmp_path, dying):
     # What was saved is whole.
     ours, theirs = _finish(tmp_path, 2)
     assert ours == theirs
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_for_one_ends_both_and_costs_no_checkpoint(tmp_path):
+    full = tmp_path / "full"
+    began = time.monotonic()
+    ended = _end(_start(full, 2, "full"))
+    assert time.monotonic() - began < 120
+    assert 0 not in [status for status, _, _ in ended], ended
+    assert ended[1][0] == 1
+    assert (
+        "the state was not saved, and checkpoints saved before are whole"
+        in (ended[1][2])
+    )
+    states = {path.name for path in (full / "checkpoints/states").iterdir()}
+    assert "3" in states
+    assert "6" not in states
+    assert _finish(full, 2) == _finish(tmp_path / "whole", 2)  # There is room again.
+    assert (full / FILE).read_bytes() == (tmp_path / "whole" / FILE).read_bytes()
+    # A model of other shapes is refused by both.
+    for status, _, errors in _end(_start(full, 2, "wide")):
+        assert status == 1
+        assert "is of another run" in errors
+        assert "params.weight: expected ((4, 16)" in errors
