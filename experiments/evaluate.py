@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 from absl import flags
@@ -33,6 +34,7 @@ from tqdm import tqdm
 from experiments.common import cli
 from experiments.common import workdir as workdirs
 from experiments.common.environment import command, environment
+from experiments.common.prompts import encode, has_images
 from experiments.common.provenance import record_start
 from experiments.evaluation import report
 from experiments.evaluation.generations import (
@@ -46,12 +48,15 @@ from experiments.evaluation.generations import (
 )
 from experiments.evaluation.suites import Suite, read_suites
 from geomjax import hosts
+from geomjax.data.batches import ImagesOf, longest
 from geomjax.data.chat import as_conversations, describe_first, thinking_settings
-from geomjax.data.encode import EncodedPrompts, encode_prompts
+from geomjax.data.encode import EncodedPrompts
+from geomjax.data.image_prompts import read_images
 from geomjax.data.tokenizers import load_tokenizer, stop_token_ids, tokenizer_size
 from geomjax.evaluation.bootstrap import Bootstrap, Interval
 from geomjax.evaluation.summary import Problems, difference, summarize
-from geomjax.models.load import checkpoint_directory, load
+from geomjax.meshes import ONE_DEVICE, Placement, mesh_from_string
+from geomjax.models.load import Loaded, checkpoint_directory, load
 from geomjax.rewards.pool import RewardPool
 from geomjax.rollout.chunks import Drawing
 from geomjax.rollout.continuous import ContinuousSampler
@@ -86,6 +91,11 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "compute_dtype", "float32", ("float32", "bfloat16"), "Of weights and compute."
     )
+    flags.DEFINE_string(
+        "mesh",
+        "",
+        "Its devices by axis, such as data=2,tensor=2; empty: the first.",
+    )
     flags.DEFINE_string("reward", "", "Reward module:function instead of the suites'.")
     flags.DEFINE_float("reward_timeout_s", 60.0, "Seconds for one judgement.")
     flags.DEFINE_integer(
@@ -98,8 +108,8 @@ def define_flags() -> None:
 
 _FIELDS = (
     "checkpoint compare suite samples temperature top_p max_new_tokens seed chat "
-    "system thinking limit rows compute_dtype reward reward_timeout_s reward_workers "
-    "resamples bootstrap_seed confidence"
+    "system thinking limit rows compute_dtype mesh reward reward_timeout_s "
+    "reward_workers resamples bootstrap_seed confidence"
 ).split()
 
 
@@ -188,14 +198,23 @@ def _evaluate(
     tokenizer = load_tokenizer(folder)
     dtype = jnp.dtype(config.compute_dtype)
     size = tokenizer_size(tokenizer)
-    model, params = load(folder, vocab_size=size, param_dtype=dtype, dtype=dtype)
+    # Of several processes, each evaluates its blocks on its own devices.
+    place = (
+        Placement(mesh_from_string(config.mesh, jax.local_devices()))
+        if config.mesh
+        else ONE_DEVICE
+    )
+    loaded = load(
+        folder, vocab_size=size, param_dtype=dtype, dtype=dtype, placement=place
+    )
+    model, params = loaded
     directory = workdir / name
     directory.mkdir(exist_ok=True)
     plans = []
     for suite in suites:
         keep_problems(directory / f"{suite.name}.problems.jsonl", suite.examples)
         context = model.config.text.max_position_embeddings
-        encoded = _encode(config, suite, tokenizer, context)
+        encoded = _encode(config, suite, tokenizer, loaded)
         print(f"\n{name}, {suite.name}: {describe_first(encoded, tokenizer)}")
         drawing = _drawing(config, encoded, context, tokenizer, folder)
         task = Task(
@@ -206,6 +225,7 @@ def _evaluate(
             # stand idle only at the end of a block.
             block=max(1, 8 * config.rows // config.samples),
             seed=config.seed,
+            images_of=_images_of(encoded, loaded),
         )
         path = directory / f"{suite.name}.jsonl"
         plans.append((path, task, drawing, missing_blocks(path, task)))
@@ -218,6 +238,13 @@ def _evaluate(
     return [collect(path, task) for path, task, _, _ in plans]
 
 
+def _images_of(encoded: EncodedPrompts, loaded: Loaded) -> ImagesOf | None:
+    """Reads the images of some problems; None where they have none."""
+    if not has_images(encoded.examples):
+        return None
+    return read_images(encoded, loaded.image_reading, longest(encoded.token_ids))
+
+
 def _drawing(
     config: ml_collections.ConfigDict,
     encoded: EncodedPrompts,
@@ -226,12 +253,12 @@ def _drawing(
     folder: Path,
 ) -> Drawing:
     """How completions are drawn, within the model's context."""
-    longest = max(map(len, encoded.token_ids))
-    room = min(config.max_new_tokens, context - longest)
+    most = longest(encoded.token_ids)
+    room = min(config.max_new_tokens, context - most)
     if room < config.max_new_tokens:
         print(
             f"completions end at {room} tokens, where the context of {context} "
-            f"leaves no more beside the longest prompt ({longest})"
+            f"leaves no more beside the longest prompt ({most})"
         )
     stops, pad = stop_token_ids(tokenizer, folder), tokenizer.pad_token_id
     return Drawing(
@@ -244,7 +271,7 @@ def _drawing(
 
 
 def _encode(
-    config: ml_collections.ConfigDict, suite: Suite, tokenizer: Any, context: int
+    config: ml_collections.ConfigDict, suite: Suite, tokenizer: Any, loaded: Loaded
 ) -> EncodedPrompts:
     """The suite's prompts; none is dropped, as that would change the accuracy."""
     chat = config.chat == "on" or (
@@ -259,7 +286,8 @@ def _encode(
         examples = as_conversations(examples, system=config.system or None)
         modes = {"default": None, "on": True, "off": False}
         settings = dict(thinking_settings(tokenizer, modes[config.thinking]))
-    return encode_prompts(examples, tokenizer, context - 1, template_settings=settings)
+    limit = loaded.model.config.text.max_position_embeddings - 1
+    return encode(examples, tokenizer, loaded, limit, template_settings=settings)
 
 
 def _with_progress(

@@ -107,6 +107,12 @@ class SeeingModel(LanguageModel, Protocol):
     def with_images(self, images: Any) -> LanguageModel:
         """The model of these prompts; `images` is a pytree with the rows first."""
 
+    def later_offsets(self, images: Any) -> Int[Array | np.ndarray, " B"]:
+        """What the images of each row add to the positions of tokens after its prompt.
+
+        The model itself decodes these, as text at its place plus this; 0 or less.
+        """
+
 
 def prompted(model: LanguageModel, images: Any | None) -> LanguageModel:
     """The model of a batch: itself, or with the images of the batch.

@@ -139,9 +139,15 @@ class Runner:
         ]
         if shapes[0] != shapes[1]:
             return "the teacher's parameters have other shapes than the student's"
-        if self.config.mask_threshold > 0:
-            return None
+        threshold = self.config.mask_threshold
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(self.delta(teacher))]
+        if threshold > 0:
+            if any((np.abs(leaf) > np.float32(threshold)).any() for leaf in leaves):
+                return None
+            return (
+                "the teacher differs from the student nowhere by more than the "
+                f"mask_threshold {threshold:g}"
+            )
         size = sum(leaf.size for leaf in leaves)
         share = sum(int(np.count_nonzero(leaf)) for leaf in leaves) / size
         if share < self.config.mask_density:
@@ -322,7 +328,9 @@ class Runner:
 
         def moved(params: Params) -> Mask:
             if threshold > 0:
-                return Mask(threshold_mask(self.delta(params), threshold), threshold)
+                selected = threshold_mask(self.delta(params), threshold)
+                _require_some(selected, f"arm {arm.name}: mask_threshold {threshold:g}")
+                return Mask(selected, threshold)
             scores = jax.tree.map(np.abs, self.delta(params))
             selected = top_fraction_mask(scores, density)
             if selected.threshold == 0:
@@ -354,12 +362,14 @@ class Runner:
 
         Raises:
           CheckpointError: It is damaged, or its tensors are not the student's.
+          ValueError: It selects nothing that is trained.
         """
         config = self.world.student.model.config
         nowhere = dict(hf.to_hf(self._nowhere(), config))
         shapes = {name: array.shape for name, array in nowhere.items()}
-        masks = load_mask(path, shapes)
-        return Mask(self._trainable(hf.from_hf(masks, config)), None)
+        tree = self._trainable(hf.from_hf(load_mask(path, shapes), config))
+        _require_some(tree, f"mask file {path}")
+        return Mask(tree, None)
 
     def _save_mask(self, path: Path, mask: Mask, arm: Arm, seed: int) -> None:
         full = jax.tree.map(
@@ -380,3 +390,9 @@ class Runner:
             lambda leaf: np.broadcast_to(np.bool_(0), leaf.shape),
             self.world.student.params,
         )
+
+
+def _require_some(mask: Any, name: str) -> None:
+    """Raises ValueError if a mask selects nothing: its run would train nothing."""
+    if not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(mask)):
+        raise ValueError(f"{name} selects no coordinate, so that nothing is trained")

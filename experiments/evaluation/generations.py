@@ -24,6 +24,7 @@ from experiments.common.workdir import WorkdirError
 from experiments.evaluation.suites import problem_record
 from geomjax import hosts
 from geomjax.data.answers import Completion, decode_completions
+from geomjax.data.batches import ImagesOf
 from geomjax.data.prompts import Example
 from geomjax.evaluation.summary import Sample
 from geomjax.rewards.contract import Judgement
@@ -77,6 +78,7 @@ class Task(NamedTuple):
       samples: Completions of each.
       block: Problems in a block.
       seed: Seed of the draws: those of a sample depend on seed, problem and number.
+      images_of: Reads the images of some problems; None for problems of text.
     """
 
     examples: Sequence[Example]
@@ -84,6 +86,7 @@ class Task(NamedTuple):
     samples: int
     block: int
     seed: int
+    images_of: ImagesOf | None = None
 
     @property
     def blocks(self) -> range:
@@ -233,8 +236,12 @@ def _block(
 ) -> list[Generation]:
     places = [(p, sample) for p in problems for sample in range(task.samples)]
     prompts = [task.token_ids[problem] for problem, _ in places]
+    read = task.images_of
+    images_of = (
+        None if read is None else lambda rows: read([places[i][0] for i in rows])
+    )
     pending: dict[int, tuple[Completed, Completion, Future[Judgement]]] = {}
-    for completed in sampler.run(prompts, _keys(task.seed, places)):
+    for completed in sampler.run(prompts, _keys(task.seed, places), images_of):
         (text,) = decode_completions(
             completed.tokens[None], tokenizer, sampler.drawing.stop_tokens
         )

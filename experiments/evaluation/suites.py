@@ -53,8 +53,8 @@ def read_suites(asked: str, *, reward: str = "", limit: int = 0) -> list[Suite]:
       The suites, in the order asked for.
 
     Raises:
-      ValueError: An unknown suite, one that cannot be judged or shown to a model of
-        text, one named twice, or data that is not as the dataset's is.
+      ValueError: An unknown suite, one that cannot be judged, one named twice, or data
+        that is not as the dataset's is.
     """
     names = [part.strip() for part in asked.split(",") if part.strip()]
     bare = [name.partition("=")[0] for name in names]
@@ -87,11 +87,6 @@ def _read(name: str, path: str, limit: int) -> Suite:
     adapter = ADAPTERS[name]
     if adapter.task not in REWARDS:
         raise ValueError(f"suite {name}: its rows hold no answers to judge by")
-    if adapter.image_column is not None:
-        raise ValueError(
-            f"suite {name}: its problems have images, and this evaluation shows a "
-            "model text alone"
-        )
     examples = load_examples(adapter, source, limit=limit or None)
     if not examples:
         raise ValueError(f"suite {name}: {source or adapter.hub} holds no problem")
@@ -113,13 +108,15 @@ def _cut(examples: list[Example], limit: int) -> list[Example]:
 
 
 def problem_record(index: int, example: Example) -> Mapping[str, Any]:
-    """A problem as the run's folder keeps it."""
+    """A problem as the run's folder keeps it, its images by their hashes."""
     prompt = example.prompt
     if not isinstance(prompt, str):
         prompt = [message._asdict() for message in prompt]  # type: ignore[assignment]
+    images = [image.digest for image in example.images]
     return {
         "problem": index,
         "line": example.line,
         "prompt": prompt,
         "answer": example.answer,
+        **({"images": images} if images else {}),
     }

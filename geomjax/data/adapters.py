@@ -16,6 +16,7 @@ from geomjax.data.code_adapters import (
     deepcoder_row,
     livecodebench_row,
 )
+from geomjax.data.image_store import ImageStore, StoredImage
 from geomjax.data.images import check_image, image_bytes
 from geomjax.data.prompts import Example, Message, check_marks, summarize
 from geomjax.data.rows import Row, read_hub, read_local, require_columns
@@ -102,16 +103,18 @@ def load_examples(
     require_columns(rows, (*adapter.columns, *images))
     examples: list[Example] = []
     problems: list[str] = []
+    store = ImageStore()
     for place, row in rows.rows:
         try:
             prompt, answer = adapter.convert(row)
             folder = Path(place.file).parent if source is not None else None
-            found = _images(row, adapter, folder)
+            found = _images(row, adapter, folder, store)
             check_marks(prompt, len(found))
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             problems.append(f"{place}: {_described(error)}")
             continue
         examples.append(Example(prompt, answer, place.line, found))
+    problems = [*rows.problems, *problems]
     if problems:
         raise ValueError(f"data: {rows.source}:\n{summarize(problems)}")
     return examples
@@ -125,15 +128,17 @@ def _described(error: Exception) -> str:
     )
 
 
-def _images(row: Row, adapter: Adapter, folder: Path | None) -> tuple[bytes, ...]:
+def _images(
+    row: Row, adapter: Adapter, folder: Path | None, store: ImageStore
+) -> tuple[StoredImage, ...]:
     if adapter.image_column is None:
         return ()
     value = row[adapter.image_column]
     values = value if isinstance(value, list) else [value]
-    found = tuple(image_bytes(each, folder) for each in values)
+    found = [image_bytes(each, folder) for each in values]
     for image in found:
         check_image(image)
-    return found
+    return tuple(map(store.keep, found))
 
 
 def _text(row: Row, column: str) -> str:

@@ -105,8 +105,8 @@ def encode_image_prompts(
 def patches_of(example: Example, processor: ImageProcessor) -> list[ImagePatches]:
     """The patches of an example's images, in their order."""
     return [
-        processor(open_image(data, name=f"image {i} of line {example.line}"))
-        for i, data in enumerate(example.images, start=1)
+        processor(open_image(image.read(), name=f"image {i} of line {example.line}"))
+        for i, image in enumerate(example.images, start=1)
     ]
 
 

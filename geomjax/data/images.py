@@ -15,7 +15,7 @@ def image_bytes(value: Any, folder: Path | None = None) -> bytes:
         folder: what relative paths start from; without one, paths are refused.
 
     Raises:
-        ValueError: if there is no image.
+        ValueError: if there is no image, or its path leads out of the folder.
     """
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
@@ -23,6 +23,8 @@ def image_bytes(value: Any, folder: Path | None = None) -> bytes:
         return value
     if isinstance(value, str) and value and folder is not None:
         path = folder / value
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"the image {value} lies outside the file's folder")
         if not path.is_file():
             raise ValueError(f"the image {path} is missing")
         return path.read_bytes()

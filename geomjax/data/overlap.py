@@ -38,10 +38,11 @@ def find_duplicates(examples: Sequence[Example]) -> list[Duplicate]:
 
     DAPO-Math-17k, for one, holds each of its 17,398 problems about a hundred times.
     """
-    seen: dict[str, int] = {}
+    seen: dict[bytes, int] = {}  # By hashes, which are shorter than prompts.
     found = []
     for index, example in enumerate(examples):
-        first = seen.setdefault(_identity(example), index)
+        name = hashlib.blake2b(_identity(example).encode(), digest_size=16).digest()
+        first = seen.setdefault(name, index)
         if first != index:
             same = examples[first].answer == example.answer
             found.append(Duplicate(index, first, same))
@@ -101,14 +102,14 @@ def fingerprint(examples: Sequence[Example]) -> str:
 
     Kept with a run, it tells whether the data that it resumes on is what it began on.
     """
-    digest = hashlib.blake2b(digest_size=16)
+    whole = hashlib.blake2b(digest_size=16)
     for example in examples:
-        digest.update(json.dumps([_identity(example), example.answer]).encode())
-    return digest.hexdigest()
+        whole.update(json.dumps([_identity(example), example.answer]).encode())
+    return whole.hexdigest()
 
 
 def _identity(example: Example) -> str:
-    images = [hashlib.blake2b(image).hexdigest() for image in example.images]
+    images = [image.digest for image in example.images]
     return json.dumps([example.prompt, images])
 
 

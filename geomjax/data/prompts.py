@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from geomjax.data.image_store import ImageStore, StoredImage
 from geomjax.data.images import check_image, image_bytes
 from geomjax.data.placeholders import IMAGE_MARK
 
@@ -21,14 +22,13 @@ class Message(NamedTuple):
 class Example(NamedTuple):
     """A prompt, as plain text or as a conversation, and where it was read.
 
-    `images` are those that the prompt refers to, in their order, as the bytes of
-    image files.
+    `images` are those that the prompt refers to, in their order.
     """
 
     prompt: str | tuple[Message, ...]
     answer: str | None
     line: int
-    images: tuple[bytes, ...] = ()
+    images: tuple[StoredImage, ...] = ()
 
 
 def read_prompts(path: str | Path, *, require_answers: bool = False) -> list[Example]:
@@ -60,6 +60,7 @@ def read_prompts(path: str | Path, *, require_answers: bool = False) -> list[Exa
         )
     examples: list[Example] = []
     problems: list[str] = []
+    store = ImageStore()
     with path.open("rb") as file:
         # Lines are split as bytes: str.splitlines also splits at separators such as
         # U+2028, which JSON allows inside a string.
@@ -69,7 +70,9 @@ def read_prompts(path: str | Path, *, require_answers: bool = False) -> list[Exa
             if not raw.strip():
                 continue
             try:
-                examples.append(_parse_line(raw, line, require_answers, path.parent))
+                examples.append(
+                    _parse_line(raw, line, require_answers, path.parent, store)
+                )
             except ValueError as error:
                 problems.append(f"line {line}: {error}")
     if problems:
@@ -87,7 +90,9 @@ def summarize(problems: Sequence[str]) -> str:
     return "\n".join(shown)
 
 
-def _parse_line(raw: bytes, line: int, require_answer: bool, folder: Path) -> Example:
+def _parse_line(
+    raw: bytes, line: int, require_answer: bool, folder: Path, store: ImageStore
+) -> Example:
     try:
         record = json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -109,12 +114,13 @@ def _parse_line(raw: bytes, line: int, require_answer: bool, folder: Path) -> Ex
     if answer is not None:
         _check_text("answer", answer)
     prompt = parse_prompt(record["prompt"])
-    return Example(prompt, answer, line, _images(record.get("images"), prompt, folder))
+    images = _images(record.get("images"), prompt, folder, store)
+    return Example(prompt, answer, line, images)
 
 
 def _images(
-    paths: Any, prompt: str | tuple[Message, ...], folder: Path
-) -> tuple[bytes, ...]:
+    paths: Any, prompt: str | tuple[Message, ...], folder: Path, store: ImageStore
+) -> tuple[StoredImage, ...]:
     """The images of a prompt, checked."""
     if paths is None:
         return ()
@@ -123,12 +129,10 @@ def _images(
     found = []
     for path in paths:
         _check_text("images", path)
-        if not (folder / path).resolve().is_relative_to(folder.resolve()):
-            raise ValueError(f"the image {path} lies outside the file's folder")
         found.append(image_bytes(path, folder))
         check_image(found[-1])
     check_marks(prompt, len(found))
-    return tuple(found)
+    return tuple(map(store.keep, found))
 
 
 def check_marks(prompt: str | tuple[Message, ...], images: int) -> None:

@@ -1,7 +1,8 @@
 """Rows of a dataset: from local JSONL, Parquet or Arrow files, or from the hub."""
 
+import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,15 +22,23 @@ class Place(NamedTuple):
         return f"{self.file}, row {self.line}"
 
 
+_BATCH = 16
+"""Rows of a table that are Python objects at a time."""
+
+
 class Rows(NamedTuple):
     """The rows of a dataset in their order, each with its place.
 
-    Columns that hold images are given as stored, undecoded.
+    They are read as they are taken: a few, or a row group of Parquet. Columns that
+    hold images are given as stored, undecoded. Rows that are damaged, or whose fields
+    are not those of the first, are passed over and described in `problems`, which is
+    whole when the last row has been taken.
     """
 
     source: str
     columns: tuple[str, ...]
-    rows: list[tuple[Place, Row]]
+    rows: Iterator[tuple[Place, Row]]
+    problems: list[str]
 
 
 def read_local(path: str | Path, *, limit: int | None = None) -> Rows:
@@ -45,8 +54,7 @@ def read_local(path: str | Path, *, limit: int | None = None) -> Rows:
 
     Raises:
         FileNotFoundError: if there is no such file, or the folder holds none.
-        ValueError: if a file is damaged, or rows are not objects with the same fields;
-            the message names the files and lines.
+        ValueError: if there is no row; the message says what is wrong with each.
     """
     path = Path(path)
     files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES)
@@ -56,13 +64,14 @@ def read_local(path: str | Path, *, limit: int | None = None) -> Rows:
             f"data: {path} is no {', '.join(SUFFIXES)} file and no folder that holds "
             "one"
         )
-    rows: list[tuple[Place, Row]] = []
     problems: list[str] = []
-    for file in files:
-        left = None if limit is None else limit - len(rows)
-        read = _read_jsonl if file.suffix == ".jsonl" else _read_table
-        rows += read(file, left, problems)
-    return _checked(str(path), rows, problems)
+
+    def each() -> Iterator[tuple[Place, Row]]:
+        for file in files:
+            read = _read_jsonl if file.suffix == ".jsonl" else _read_table
+            yield from read(file, problems)
+
+    return _checked(str(path), itertools.islice(each(), limit), problems)
 
 
 def read_hub(
@@ -115,13 +124,10 @@ def read_hub(
             f" and give the path of the files ({', '.join(SUFFIXES)}) or their folder "
             "as the source"
         ) from error
-    # As Arrow, so that images come as bytes and are not decoded unasked.
-    table = data.with_format("arrow")[:]
-    rows = [
-        (Place(f"{name}[{split}]", line), row)
-        for line, row in enumerate(table.to_pylist(), start=1)
-    ]
-    return _checked(name, rows, [])
+    # As Arrow, so that images come as bytes and are not decoded unasked. The library
+    # maps its files into memory, and a batch is a view of them.
+    batches = data.with_format("arrow").iter(batch_size=_BATCH)
+    return _checked(name, _placed(f"{name}[{split}]", batches), [])
 
 
 def require_columns(rows: Rows, columns: Sequence[str]) -> None:
@@ -134,31 +140,44 @@ def require_columns(rows: Rows, columns: Sequence[str]) -> None:
         )
 
 
-def _checked(source: str, rows: list[tuple[Place, Row]], problems: list[str]) -> Rows:
-    columns = tuple(rows[0][1]) if rows else ()
-    for place, row in rows:
-        if set(row) != set(columns):
-            problems.append(
-                f"{place} has the fields {sorted(row)}, the first row {sorted(columns)}"
-            )
-    if problems:
+def _checked(
+    source: str, rows: Iterator[tuple[Place, Row]], problems: list[str]
+) -> Rows:
+    first = next(rows, None)
+    if first is None:
+        problems = problems or ["holds no row; expected at least one"]
         raise ValueError(f"data: {source}:\n{summarize(problems)}")
-    if not rows:
-        raise ValueError(f"data: {source} holds no row; expected at least one")
-    return Rows(source, columns, rows)
+    columns = tuple(first[1])
+
+    def each() -> Iterator[tuple[Place, Row]]:
+        for place, row in itertools.chain([first], rows):
+            if set(row) == set(columns):
+                yield place, row
+            else:
+                problems.append(
+                    f"{place} has the fields {sorted(row)}, the first row "
+                    f"{sorted(columns)}"
+                )
+
+    return Rows(source, columns, each(), problems)
 
 
-def _read_jsonl(
-    path: Path, limit: int | None, problems: list[str]
-) -> Iterator[tuple[Place, Row]]:
-    count = 0
+def _placed(name: str, tables: Iterable[Any]) -> Iterator[tuple[Place, Row]]:
+    """The rows of tables or record batches that follow each other, some at a time."""
+    line = 0
+    for table in tables:
+        for start in range(0, len(table), _BATCH):
+            for row in table.slice(start, _BATCH).to_pylist():
+                line += 1
+                yield Place(name, line), row
+
+
+def _read_jsonl(path: Path, problems: list[str]) -> Iterator[tuple[Place, Row]]:
     with path.open("rb") as file:
         for line, raw in enumerate(file, start=1):
             raw = raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
             if not raw.strip():
                 continue
-            if count == limit:
-                return
             place = Place(str(path), line)
             try:
                 row = json.loads(raw.decode("utf-8"))
@@ -170,13 +189,10 @@ def _read_jsonl(
                     f"{place} is a {type(row).__name__}, expected an object"
                 )
                 continue
-            count += 1
             yield place, row
 
 
-def _read_table(
-    path: Path, limit: int | None, problems: list[str]
-) -> Iterator[tuple[Place, Row]]:
+def _read_table(path: Path, problems: list[str]) -> Iterator[tuple[Place, Row]]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -187,21 +203,29 @@ def _read_table(
         ) from error
     try:
         if path.suffix == ".parquet":
-            table = pq.read_table(path)
+            with pq.ParquetFile(path) as file:
+                yield from _placed(str(path), _read_parquet(pa, file))
         else:
             with pa.memory_map(str(path)) as file:
-                table = _read_arrow(pa, file)
+                yield from _placed(str(path), _read_arrow(pa, file))
     except (pa.ArrowException, OSError) as error:
         problems.append(f"{path} cannot be read: {error}")
-        return
-    for line, row in enumerate(table.slice(0, limit).to_pylist(), start=1):
-        yield Place(str(path), line), row
 
 
-def _read_arrow(pa: Any, file: Any) -> Any:
-    """A table from either form of Arrow file: `datasets` writes the stream form."""
+def _read_parquet(pa: Any, file: Any) -> Iterator[Any]:
+    """Batches, group by group: over all at once the reader keeps what it has read."""
+    for group in range(file.num_row_groups):
+        yield from file.iter_batches(_BATCH, row_groups=[group], use_threads=False)
+        pa.default_memory_pool().release_unused()
+
+
+def _read_arrow(pa: Any, file: Any) -> Iterator[Any]:
+    """Batches of either form of Arrow file: `datasets` writes the stream form."""
     try:
-        return pa.ipc.open_file(file).read_all()
+        reader = pa.ipc.open_file(file)
     except pa.ArrowInvalid:
         file.seek(0)
-        return pa.ipc.open_stream(file).read_all()
+        yield from pa.ipc.open_stream(file)
+        return
+    for index in range(reader.num_record_batches):
+        yield reader.get_batch(index)

@@ -91,11 +91,10 @@ def _ends_by_rank(ordered: list[int], *counts: int) -> tuple[int, ...]:
 
 
 def _identity(example: Example) -> tuple[Any, ...]:
-    return example.prompt, example.images
+    return example.prompt, *(image.digest for image in example.images)
 
 
 def _hash(example: Example, seed: int) -> int:
     # Python's own hash differs between processes.
-    images = [hashlib.blake2b(image).hexdigest() for image in example.images]
-    data = json.dumps([seed, example.prompt, *images]).encode()
+    data = json.dumps([seed, *_identity(example)]).encode()
     return int.from_bytes(hashlib.blake2b(data, digest_size=_HASH_BITS // 8).digest())

@@ -152,6 +152,10 @@ class Qwen25VL:
         """
         return PromptedQwen25VL(self, images)
 
+    def later_offsets(self, images: Images) -> Int[Array | np.ndarray, " B"]:
+        """What the images of each row add to the places of tokens after its prompt."""
+        return images.deltas
+
     @property
     def dtype(self) -> Any:
         """Compute dtype."""

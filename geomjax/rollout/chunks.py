@@ -1,16 +1,16 @@
 """The compiled parts of continuous sampling; the host loop is in `continuous`."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from geomjax.models.cache import Cache
-from geomjax.rollout.sample import sample_token
+from geomjax.models.cache import Cache, LayerCache
+from geomjax.rollout.sample import next_logits, output_head, sample_token
 from geomjax.rollout.slots import fill_rows, repack
-from geomjax.typing import LanguageModel, Params
+from geomjax.typing import LanguageModel, Params, prompted
 
 
 class Drawing(NamedTuple):
@@ -36,7 +36,8 @@ class Living(NamedTuple):
 
     Attributes:
       token: The token drawn last, which is not in the cache yet.
-      position: Its place in its sequence.
+      position: The position that `decode` takes: its place in its sequence, and what
+        the images of its prompt add to it.
       drawn: How many tokens were drawn.
       alive: Whether the row decodes a sequence.
       key_data: The sequence's key, as `jax.random.key_data` gives it.
@@ -88,10 +89,20 @@ def empty(
         return model.prefill(params, padding, padding, padding, cache_length, last=1)[1]
 
     cache = repack(prefill(rows, 1), jnp.arange(rows), length, slots)
-    return cache._replace(angles=prefill(1, table).angles)
+    angles = prefill(model.placement.parts("batch"), table).angles
+    return _laid_out(cache._replace(angles=angles), model)
 
 
-move = jax.jit(repack, static_argnames="slots")
+@partial(jax.jit, static_argnames=("slots", "model"))
+def move(
+    cache: Cache,
+    rows: Int[Array, " r"],
+    length: Int[Array, ""],
+    slots: int,
+    model: LanguageModel,
+) -> Cache:
+    """As `repack`."""
+    return _laid_out(repack(cache, rows, length, slots), model)
 
 
 @partial(jax.jit, static_argnames=("model", "drawing"), donate_argnames="cache")
@@ -101,6 +112,7 @@ def admit(
     prompts: tuple[Int[Array, "r P"], Int[Array, "r P"], Int[Array, "r P"]],
     rows: Int[Array, " r"],
     key_data: UInt32[Array, "r k"],
+    images: Any,
     model: LanguageModel,
     drawing: Drawing,
 ) -> tuple[Cache, Int[Array, " r"], Float[Array, " r"]]:
@@ -110,19 +122,23 @@ def admit(
       params: As `prepare` returns them.
       cache: With at least P slots filled; donated.
       prompts: Tokens, positions and segment ids, padded on the left.
-      rows: The row of each.
+      rows: The row of each; one that the cache does not have drops the prompt.
       key_data: The key of each sequence.
+      images: The images of the prompts; None for text.
       model: The model.
       drawing: How tokens are drawn.
 
     Returns:
       The cache, first tokens and their log-probabilities.
     """
-    hidden, newcomers = model.prefill(params, *prompts, prompts[0].shape[1], last=1)
+    seeing = prompted(model, images)
+    hidden, newcomers = seeing.prefill(params, *prompts, prompts[0].shape[1], last=1)
     keys = _keys(key_data, jnp.zeros_like(rows))
-    logits = _logits(model, params, hidden[:, -1])
+    logits = next_logits(model, output_head(model, params), hidden[:, -1])
     token, log_prob = sample_token(logits, keys, drawing.temperature, drawing.top_p)
-    return fill_rows(cache, rows, newcomers), token, log_prob
+    cache = _laid_out(fill_rows(cache, rows, newcomers), model)
+    whole = model.placement.constrain
+    return cache, whole(token, None), whole(log_prob, None)
 
 
 @partial(jax.jit, static_argnames=("model", "drawing", "size"), donate_argnames="cache")
@@ -150,6 +166,7 @@ def advance(
       The cache and what was drawn.
     """
     stops = jnp.asarray(drawing.stop_tokens, jnp.int32)
+    head = output_head(model, params)
     # All keys at once, as in `sample`.
     keys = jax.vmap(lambda i: _keys(living.key_data, living.drawn + i))(
         jnp.arange(size)
@@ -165,7 +182,7 @@ def advance(
             params, rows.token, rows.position, rows.alive.astype(jnp.int32), cache
         )
         token, log_prob = sample_token(
-            _logits(model, params, hidden),
+            next_logits(model, head, hidden),
             keys[step],
             drawing.temperature,
             drawing.top_p,
@@ -196,18 +213,28 @@ def advance(
     )
     carry = (jnp.int32(0), living, cache, out)
     _, _, cache, out = jax.lax.while_loop(unfinished, decode, carry)
-    return cache, out
+    whole = model.placement.constrain
+    tokens, log_probs, drawn = (whole(x, None, None) for x in out[:3])
+    return _laid_out(cache, model), Chunk(tokens, log_probs, drawn, out.steps)
 
 
 def _keys(key_data, steps):
     return jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(key_data), steps)
 
 
-def _logits(model, params, hidden):
-    return jnp.einsum(
-        "bd,vd->bv",
-        hidden,
-        model.unembedding(params),
-        precision=model.precision,
-        preferred_element_type=jnp.float32,
+def _laid_out(cache: Cache, model: LanguageModel) -> Cache:
+    """A cache whose layout on a mesh is that of every other program's."""
+    place = model.placement.constrain
+    return Cache(
+        layers=tuple(
+            LayerCache(*(place(x, "batch", "kv_heads", None, None) for x in layer))
+            for layer in cache.layers
+        ),
+        positions=place(cache.positions, "batch", None),
+        segment_ids=place(cache.segment_ids, "batch", None),
+        length=place(cache.length),
+        angles=(
+            place(cache.angles[0], None, None, None, None),
+            place(cache.angles[1], None, None, None, None),
+        ),
     )

@@ -13,18 +13,18 @@ rounding of logits in programs of other shapes.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Int, Int32
 
-from geomjax.data.batches import pad_prompts
+from geomjax.data.batches import ImagesOf, pad_prompts
 from geomjax.rollout import chunks
 from geomjax.rollout.chunks import Drawing, Living
 from geomjax.rollout.sample import Rollout, check_sampling
-from geomjax.typing import LanguageModel, Params, PRNGKey
+from geomjax.typing import LanguageModel, Params, PRNGKey, SeeingModel
 
 _SLACK = 4
 """Chunks that fit the free slots after the cache was moved."""
@@ -96,18 +96,12 @@ class ContinuousSampler:
             argument of compiled programs, so equal models share them.
           params: Its parameters.
           drawing: How tokens are drawn.
-          rows: Sequences decoded at a time.
+          rows: Sequences decoded at a time; some more where a mesh divides them.
           chunk_steps: Decoding steps between two looks at which rows have ended.
 
         Raises:
-          ValueError: A setting is out of its range, or the model lies on a mesh, where
-            `sample` decodes.
+          ValueError: A setting is out of its range.
         """
-        if model.placement.mesh is not None:
-            raise ValueError(
-                "continuous sampling decodes on one device, but the model lies on a "
-                "mesh; load it without one, or use geomjax.rollout.sample"
-            )
         check_sampling(drawing.max_new_tokens, drawing.temperature, drawing.top_p)
         if rows < 1 or chunk_steps < 1:
             raise ValueError(
@@ -115,17 +109,22 @@ class ContinuousSampler:
             )
         self.work = Work()
         self.model, self.drawing = model, drawing
-        self.rows, self.chunk_steps = rows, chunk_steps
+        self.parts = model.placement.parts("batch")
+        self.rows, self.chunk_steps = rows + -rows % self.parts, chunk_steps
         self.params = chunks.prepare(params, model)
 
     def run(
-        self, prompts: Sequence[Int32[np.ndarray, "_"]], keys: PRNGKey
+        self,
+        prompts: Sequence[Int32[np.ndarray, "_"]],
+        keys: PRNGKey,
+        images_of: ImagesOf | None = None,
     ) -> Iterator[Completed]:
         """Completes prompts.
 
         Args:
           prompts: Token ids without padding.
           keys: One key a prompt; its draws depend on nothing else.
+          images_of: Reads the images of some of the prompts; None for text.
 
         Yields:
           Each completion once, in the order in which they end.
@@ -138,7 +137,7 @@ class ContinuousSampler:
         if not all(len(prompt) for prompt in prompts):
             raise ValueError("a prompt has no token; expected at least one")
         if len(prompts):
-            yield from _Queue(self, prompts, keys).loop()
+            yield from _Queue(self, prompts, keys, images_of).loop()
 
 
 def sample_continuously(
@@ -208,8 +207,8 @@ def sample_continuously(
 class _Row:
     """A sequence that is being decoded."""
 
-    def __init__(self, index: int, prompt_length: int):
-        self.index, self.prompt_length = index, prompt_length
+    def __init__(self, index: int, prompt_length: int, offset: int):
+        self.index, self.prompt_length, self.offset = index, prompt_length, offset
         self.tokens: list[int] = []
         self.log_probs: list[float] = []
 
@@ -222,15 +221,21 @@ class _Row:
 class _Queue:
     """Prompts on their way through the rows."""
 
-    def __init__(self, sampler: ContinuousSampler, prompts, keys: PRNGKey):
-        self.sampler, self.prompts = sampler, prompts
+    def __init__(
+        self,
+        sampler: ContinuousSampler,
+        prompts,
+        keys: PRNGKey,
+        images_of: ImagesOf | None,
+    ):
+        self.sampler, self.prompts, self.images_of = sampler, prompts, images_of
         self.key_data = np.asarray(jax.random.key_data(keys))
         # Neighbours are prefilled together; of about one length, they pad least.
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         self.waiting = order[::-1]  # Taken from the end, the shortest first.
         self.longest_prompt = max(map(len, prompts))
         self.longest = self.longest_prompt + sampler.drawing.max_new_tokens
-        self.rows: list[_Row | None] = [None] * _rows_for(len(prompts), sampler.rows)
+        self.rows: list[_Row | None] = [None] * self._rows_for(len(prompts))
         self.length = 1
         self.slots = self._slots_for(self.length)
         self.cache = chunks.empty(
@@ -257,10 +262,15 @@ class _Queue:
         sampler, drawing = self.sampler, self.sampler.drawing
         free = [place for place, row in enumerate(self.rows) if row is None]
         room = min(len(free), len(self.waiting))
-        size = 1
+        size = sampler.parts
         while _GROUP * size <= room:
             size *= _GROUP
-        free, indices = free[:size], [self.waiting.pop() for _ in range(size)]
+        taken = min(size, room)
+        free, indices = free[:taken], [self.waiting.pop() for _ in range(taken)]
+        # On a mesh some rows of the program may have to stay empty: copies of the
+        # first, for a row that there is not.
+        filling = size - taken
+        given = [*indices, *indices[:1] * filling]
         width = _ladder(
             max(len(self.prompts[i]) for i in indices),
             self.longest_prompt,
@@ -268,9 +278,8 @@ class _Queue:
         )
         if self.length < width:
             self._move(range(len(self.rows)), least=width)
-        batch = pad_prompts(
-            [self.prompts[i] for i in indices], width, drawing.pad_token
-        )
+        batch = pad_prompts([self.prompts[i] for i in given], width, drawing.pad_token)
+        images, offsets = self._images(given)
         self.cache, *drawn = chunks.admit(
             sampler.params,
             self.cache,
@@ -279,22 +288,35 @@ class _Queue:
                 jnp.asarray(batch.positions),
                 jnp.asarray(batch.segment_ids),
             ),
-            jnp.asarray(free, jnp.int32),
-            jnp.asarray(self.key_data[indices]),
+            jnp.asarray([*free, *[len(self.rows)] * filling], jnp.int32),
+            jnp.asarray(self.key_data[given]),
+            images,
             sampler.model,
             drawing,
         )
-        sampler.work = sampler.work.plus(prompt_tokens=len(indices) * width)
+        sampler.work = sampler.work.plus(prompt_tokens=len(given) * width)
         tokens, log_probs = jax.device_get(drawn)
         for i, (place, index) in enumerate(zip(free, indices, strict=True)):
-            row = self.rows[place] = _Row(index, len(self.prompts[index]))
+            length = len(self.prompts[index])
+            row = self.rows[place] = _Row(index, length, offsets[i])
             yield from self._take(place, row, tokens[i : i + 1], log_probs[i : i + 1])
+
+    def _images(self, indices: list[int]) -> tuple[Any, list[int]]:
+        """The images of prompts, and what they add to the places of later tokens."""
+        if self.images_of is None:
+            return None, [0] * len(indices)
+        model, images = self.sampler.model, self.images_of(indices)
+        if not isinstance(model, SeeingModel):
+            raise ValueError(
+                f"prompts with images, but {type(model).__name__} sees none"
+            )
+        return images, np.asarray(model.later_offsets(images)).tolist()
 
     def _make_room(self) -> None:
         """Keeps as few rows as serve once none waits, and free slots for a chunk."""
         living = [place for place, row in enumerate(self.rows) if row is not None]
         count = len(self.rows)
-        size = count if self.waiting else _rows_for(len(living), count)
+        size = count if self.waiting else min(self._rows_for(len(living)), count)
         if size < count:
             others = [place for place, row in enumerate(self.rows) if row is None]
             self._move([*living, *others][:size])
@@ -337,7 +359,7 @@ class _Queue:
             if row is None
             else (
                 row.tokens[-1],
-                row.cached,
+                row.cached + row.offset,
                 len(row.tokens),
                 True,
                 self.key_data[row.index],
@@ -379,6 +401,7 @@ class _Queue:
             jnp.asarray(places, jnp.int32),
             jnp.int32(self.length),
             self.slots,
+            self.sampler.model,
         )
         self.sampler.work = self.sampler.work.plus(
             moved_slots=len(self.rows) * self.slots
@@ -388,9 +411,10 @@ class _Queue:
         slack = _SLACK * self.sampler.chunk_steps
         return _ladder(length + slack, self.longest + slack, least=_LEAST_SLOTS)
 
-
-def _rows_for(count: int, most: int) -> int:
-    return _ladder(count, most, least=_LEAST_ROWS)
+    def _rows_for(self, count: int) -> int:
+        """Rows for so many sequences, as many as a mesh divides."""
+        rows = _ladder(count, self.sampler.rows, least=_LEAST_ROWS)
+        return min(rows + -rows % self.sampler.parts, self.sampler.rows)
 
 
 def _ladder(size: int, most: int, *, least: int) -> int:

@@ -94,6 +94,29 @@ def check_sampling(max_new_tokens: int, temperature: float, top_p: float) -> Non
         raise ValueError(f"top_p is {top_p}; expected above 0, and at most 1")
 
 
+def output_head(model: LanguageModel, params: Params) -> Float[Array, "W D"]:
+    """The unembedding as `next_logits` takes it, padded until the mesh divides it."""
+    return model.placement.decoding.pad(model.unembedding(params), "vocab", None)
+
+
+def next_logits(
+    model: LanguageModel, head: Float[Array, "W D"], hidden: Float[Array, "B D"]
+) -> Float[Array, "B W"]:
+    """Logits of the next token, float32; minus infinity on rows that pad the head."""
+    logits = jnp.einsum(
+        "bd,vd->bv",
+        hidden,
+        head,
+        precision=model.precision,
+        preferred_element_type=jnp.float32,
+    )
+    logits = model.placement.decoding.constrain(logits, "batch", "vocab")
+    if head.shape[0] == model.vocab_size:
+        return logits
+    token = jnp.arange(head.shape[0])[None, :] < model.vocab_size
+    return jnp.where(token, logits, -jnp.inf)
+
+
 def sample(
     model: LanguageModel,
     params: Params,
@@ -142,7 +165,7 @@ def sample(
     params = jax.tree.map(lambda weight: weight.astype(model.dtype), params)
     params = jax.lax.optimization_barrier(model.split_layers(params))
     place = model.placement.decoding
-    unembedding = place.pad(model.unembedding(params), "vocab", None)
+    unembedding = output_head(model, params)
     tokens, positions, segment_ids = (
         place.constrain(x, "batch", None) for x in (tokens, positions, segment_ids)
     )
@@ -154,18 +177,7 @@ def sample(
     stops = jnp.asarray(stop_tokens, jnp.int32)
 
     def logits_of(hidden):
-        logits = jnp.einsum(
-            "bd,vd->bv",
-            hidden,
-            unembedding,
-            precision=model.precision,
-            preferred_element_type=jnp.float32,
-        )
-        logits = place.constrain(logits, "batch", "vocab")
-        if unembedding.shape[0] == model.vocab_size:
-            return logits
-        token = jnp.arange(unembedding.shape[0])[None, :] < model.vocab_size
-        return jnp.where(token, logits, -jnp.inf)
+        return next_logits(model, unembedding, hidden)
 
     def draw(logits, step, alive, out):
         """Samples slot P + step for the rows still alive."""

@@ -220,7 +220,8 @@ def test_images_of_geometry3k(tmp_path):
     for name in ("geometry3k", "geo3k"):
         [example] = load_examples(ADAPTERS[name], tmp_path)
         prompt = f"<image>Find x. {THINK_THEN_BOXED}"
-        assert example == (prompt, "3", 1, (png(),))
+        assert example[:3] == (prompt, "3", 1)
+        assert [image.read() for image in example.images] == [png()]
 
 
 def test_images_by_path_are_found_beside_their_file(tmp_path):
@@ -228,7 +229,11 @@ def test_images_by_path_are_found_beside_their_file(tmp_path):
     row = {"images": ["x.png"], "problem": "<image>?", "answer": "3"}
     path = write(tmp_path / "a.jsonl", row)
     [example] = load_examples(ADAPTERS["geo3k"], path)
-    assert example.images == (png(),)
+    assert [image.read() for image in example.images] == [png()]
+    (tmp_path / "inner").mkdir()
+    path = write(tmp_path / "inner" / "a.jsonl", row | {"images": ["../x.png"]})
+    with pytest.raises(ValueError, match=r"\.\./x\.png lies outside"):
+        load_examples(ADAPTERS["geo3k"], path)
 
 
 @pytest.mark.parametrize(

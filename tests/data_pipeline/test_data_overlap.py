@@ -1,3 +1,4 @@
+from geomjax.data.image_store import ImageStore
 from geomjax.data.overlap import (
     Duplicate,
     Overlap,
@@ -16,14 +17,15 @@ def examples(*prompts):
 
 
 def test_duplicates_are_equal_prompts_and_images():
+    image = ImageStore().keep(b"x")
     found = find_duplicates(
         [
             Example("a", "1", 1),
             Example("a", "2", 2),
-            Example("a", "1", 3, (b"x",)),
+            Example("a", "1", 3, (image,)),
             Example("a ", "1", 4),
             Example((Message("user", "a"),), "1", 5),
-            Example("a", "1", 6, (b"x",)),
+            Example("a", "1", 6, (ImageStore().keep(b"x"),)),
             Example("a", "1", 7),
         ]
     )
@@ -76,12 +78,12 @@ def test_only_the_users_turns_of_a_conversation_count():
 
 
 def test_a_fingerprint_changes_with_all_that_is_trained_on():
-    base = Example("a", "1", 1, (b"x",))
+    base = Example("a", "1", 1, (ImageStore().keep(b"x"),))
     other = [
         base._replace(prompt="b"),
         base._replace(answer="2"),
         base._replace(answer=None),
-        base._replace(images=(b"y",)),
+        base._replace(images=(ImageStore().keep(b"y"),)),
         base._replace(images=()),
     ]
     found = {fingerprint([each]) for each in (base, *other)}

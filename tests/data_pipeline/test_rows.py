@@ -1,6 +1,9 @@
 import pytest
 
+from geomjax.data.adapters import Adapter, load_examples
 from geomjax.data.rows import read_hub, read_local, require_columns
+
+PLAIN = Adapter("", "", ("a",), lambda row: (str(row["a"]), None), "mathematics")
 
 
 def test_jsonl_keeps_order_and_counts_blank_lines(tmp_path):
@@ -14,7 +17,7 @@ def test_jsonl_keeps_order_and_counts_blank_lines(tmp_path):
         (1, {"a": 1, "b": "\u2028"}),
         (3, {"b": "y", "a": 2}),
     ]
-    assert len(read_local(path, limit=1).rows) == 1
+    assert len(list(read_local(path, limit=1).rows)) == 1
 
 
 def test_every_format_gives_the_same_rows(tmp_path):
@@ -29,10 +32,10 @@ def test_every_format_gives_the_same_rows(tmp_path):
     for name in ("a.parquet", "f.arrow", "s.arrow"):
         found = read_local(tmp_path / name)
         assert [row for _, row in found.rows] == table.to_pylist()
-        assert len(read_local(tmp_path / name, limit=1).rows) == 1
-    folder = read_local(tmp_path)
-    assert [place.line for place, _ in folder.rows] == [1, 2] * 3
-    assert folder.rows[2][0].file.endswith("f.arrow")
+        assert len(list(read_local(tmp_path / name, limit=1).rows)) == 1
+    places = [place for place, _ in read_local(tmp_path).rows]
+    assert [place.line for place in places] == [1, 2] * 3
+    assert places[2].file.endswith("f.arrow")
 
 
 def test_what_datasets_saves_is_read(tmp_path):
@@ -57,7 +60,7 @@ def test_damaged_jsonl_names_its_lines(tmp_path, data, problem):
     path = tmp_path / "a.jsonl"
     path.write_bytes(data)
     with pytest.raises(ValueError, match=problem):
-        read_local(path)
+        load_examples(PLAIN, path)
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
@@ -109,8 +112,9 @@ def test_a_hub_dataset_is_read_undecoded(monkeypatch, tmp_path):
     monkeypatch.setattr(datasets, "load_dataset", load)
     found = read_hub("a/b", config="c", split="test", limit=2)
     assert asked == [("a/b", "c", "test[:2]")]
-    assert [str(place) for place, _ in found.rows] == [
+    rows = list(found.rows)
+    assert [str(place) for place, _ in rows] == [
         "a/b[test], row 1",
         "a/b[test], row 2",
     ]
-    assert found.rows[0][1] == {"image": {"bytes": b"x", "path": None}}
+    assert rows[0][1] == {"image": {"bytes": b"x", "path": None}}

@@ -1,8 +1,8 @@
 import json
 
 import pytest
-from tokenizers import Tokenizer, models
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from geomjax.data.characters import character_tokenizer
 from geomjax.data.tokenizers import load_tokenizer, stop_token_ids, tokenizer_size
@@ -89,22 +89,45 @@ def test_own_code_of_the_model_does_not_concern_the_tokenizer(directory):
 
 def test_own_code_behind_a_hub_name_is_refused(monkeypatch, tokenizer):
     tokenizer.init_kwargs["auto_map"] = {"AutoTokenizer": ["own.OwnTokenizer", None]}
-    asked = {}
 
-    def from_pretrained(name, **options):
-        asked.update(options)
+    def from_pretrained(name):
         return tokenizer
 
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(PreTrainedTokenizerFast, "from_pretrained", from_pretrained)
     with pytest.raises(ValueError, match=r"somebody/model: auto_map names"):
         load_tokenizer("somebody/model")
-    assert asked == {"trust_remote_code": False}
 
 
-def test_slow_tokenizer_is_refused(directory):
-    edit(directory / "tokenizer_config.json", tokenizer_class="CanineTokenizer")
-    with pytest.raises(ValueError, match="CanineTokenizer, which has no fast form"):
-        load_tokenizer(directory)
+@pytest.mark.parametrize(
+    "name", ["Qwen2Tokenizer", "LlamaTokenizer", "PhobertTokenizer"]
+)
+def test_the_ids_are_those_of_tokenizer_json(tmp_path, name):
+    """Numbers whole and no normal form, as no Qwen2 tokenizer splits."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<p>", "<e>"],
+        show_progress=False,
+    )
+    backend.train_from_iterator(["1234567 and 1234567 and 1234"] * 9, trainer)
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<p>", eos_token="<e>"
+    )
+    made.save_pretrained(tmp_path)
+    edit(tmp_path / "tokenizer_config.json", tokenizer_class=name)
+    edit(tmp_path / "config.json", model_type="qwen2")
+    texts = ["1234567 and 12", "cafe\u0301, \u212b"]
+    expected = [backend.encode(text).ids for text in texts]
+    loaded = load_tokenizer(tmp_path)
+    assert [loaded.encode(text) for text in texts] == expected
+    assert (loaded.eos_token, loaded.pad_token) == ("<e>", "<p>")
+    assert tokenizer_size(loaded) == backend.get_vocab_size()
+    if name == "Qwen2Tokenizer":  # Or nothing is shown.
+        theirs = AutoTokenizer.from_pretrained(tmp_path)
+        assert [theirs.encode(text) for text in texts] != expected
 
 
 def test_size_is_one_more_than_the_largest_id(tokenizer):

@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 import jax
-import ml_collections
 import numpy as np
 import pytest
+from evaluate_runs import PROBLEMS, SAMPLES, config, evaluated, lines
 from hf_folders import bpe_tokenizer
 
 from experiments import evaluate
@@ -23,45 +23,6 @@ from geomjax.data.prompts import Example
 from geomjax.evaluation.bootstrap import Bootstrap, interval
 from geomjax.evaluation.estimators import pass_at_k
 from geomjax.models.load import make_decoder, new_config_json, stored_tensors
-
-PROBLEMS, SAMPLES = 192, 8
-
-
-def config(**changes):
-    return ml_collections.ConfigDict(
-        {
-            "checkpoint": str(TINY_WORLD / "anchor"),
-            "compare": "",
-            "suite": "tiny-world",
-            "samples": SAMPLES,
-            "temperature": 1.0,
-            "top_p": 1.0,
-            "max_new_tokens": 6,
-            "seed": 0,
-            "chat": "auto",
-            "system": "",
-            "thinking": "default",
-            "limit": PROBLEMS,
-            "rows": 64,
-            "compute_dtype": "float32",
-            "reward": "",
-            "reward_timeout_s": 60.0,
-            "reward_workers": 1,
-            "resamples": 1000,
-            "bootstrap_seed": 0,
-            "confidence": 0.95,
-            **changes,
-        }
-    )
-
-
-def evaluated(folder, **changes):
-    folder.mkdir(exist_ok=True)
-    return evaluate.run(config(**changes), folder)
-
-
-def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -312,7 +273,6 @@ def test_a_named_suite_goes_through_template_and_mathematics(tmp_path, capsys):
     [
         ("aime23", "unknown suite 'aime23'; known: dapo-math-17k"),
         ("openthoughts", "its rows hold no answers to judge by"),
-        ("geo3k", "its problems have images"),
         ("prompts", "name its file"),
         ("tiny-world,tiny-world", "each once; twice: ..tiny-world"),
         (" ,", "expected suites"),
@@ -332,6 +292,7 @@ def test_suites_that_cannot_be_evaluated(asked, message):
         ({"system": "Be brief."}, "parts of a chat template"),
         ({"top_p": 0.0}, "top_p is 0"),
         ({"reward": "no.such:reward"}, "cannot be loaded"),
+        ({"mesh": "data=3"}, "3 places for 8 devices"),
     ],
 )
 def test_settings_without_a_meaning(tmp_path, changes, message):

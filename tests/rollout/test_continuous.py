@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from geomjax.data.batches import pad_prompts
-from geomjax.meshes import Placement
+from geomjax.meshes import Placement, mesh_from_string
 from geomjax.models.cache import Cache, LayerCache
 from geomjax.models.config import DecoderConfig
 from geomjax.models.decoder import Decoder
@@ -102,6 +102,24 @@ def test_tokens_are_those_of_the_plain_loop(params, rows, chunk_steps):
 )
 def test_settings_mean_what_they_mean_to_the_plain_loop(params, changes):
     assert_same_rollout(*both(params, **changes))
+
+
+def test_on_a_mesh_the_tokens_are_those_of_one_device(params):
+    """The last prompt is prefilled alone, beside rows that are there for the mesh."""
+    mesh = mesh_from_string("data=2,fsdp=2,tensor=2")
+    placed = dataclasses.replace(MODEL, placement=Placement(mesh))
+    drawing = Drawing(NEW, STOPS, 1.0, pad_token=PAD)
+    keys = jax.random.split(jax.random.key(7), len(PROMPTS))
+    drawn = []
+    for model in (MODEL, placed):
+        there = jax.device_put(params, model.placement.sharding())
+        sampler = ContinuousSampler(model, there, drawing, rows=6, chunk_steps=8)
+        drawn.append({c.index: c for c in sampler.run(PROMPTS, keys)})
+    assert sampler.rows == 8
+    assert len(PROMPTS) % 4 == 3
+    for index, here in drawn[0].items():
+        np.testing.assert_array_equal(drawn[1][index].tokens, here.tokens)
+        np.testing.assert_allclose(drawn[1][index].log_probs, here.log_probs, atol=1e-5)
 
 
 def test_layers_with_a_sliding_window():
@@ -228,11 +246,6 @@ def test_bad_settings_are_refused(params):
     for changes in ({"rows": 0}, {"rows": 1, "chunk_steps": 0}):
         with pytest.raises(ValueError, match="expected 1 or more"):
             ContinuousSampler(MODEL, params, drawing, **changes)
-    placed = dataclasses.replace(
-        MODEL, placement=Placement(jax.make_mesh((1,), ("data",)))
-    )
-    with pytest.raises(ValueError, match="the model lies on a mesh"):
-        ContinuousSampler(placed, params, drawing, rows=1)
     with pytest.raises(ValueError, match="top_p is 0"):
         ContinuousSampler(MODEL, params, drawing._replace(top_p=0.0), rows=1)
     sampler = ContinuousSampler(MODEL, params, drawing, rows=1)
