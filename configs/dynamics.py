@@ -4,8 +4,9 @@ r"""When each layer's update enters the channel that it ends in, per module.
     python -m experiments.dynamics --workdir=runs/smoke \
         --config=configs/dynamics.py:smoke
 
-Variants: `tiny` (the tiny world, 12 runs), `smoke` (under a minute), `paper` (P2's
-settings and model names; a description, for a cluster).
+Variants: `tiny` (the tiny world, 12 runs), `smoke` (under a minute), `tiny_deep` (a
+world of 6 layers and width 256, built on first use), `paper` (P2's settings and model
+names; a description, for a cluster).
 
 P1 = arXiv 2606.13657 and P2 = arXiv 2606.07082 name it as future work; rates and
 regimes are those of `training_regimes`, the rest is ours.
@@ -17,7 +18,7 @@ from configs import study
 
 
 def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
-    """The configuration of a variant: tiny, smoke or paper."""
+    """The configuration of a variant, see above."""
     config = study.tiny()
     config.arms = {
         "sft": {"kind": "responses", "start": "base", "learning_rate": 1e-3},
@@ -40,6 +41,8 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
         config.snapshot_shares = shares
         for name, arm in config.arms.items():
             arm.learning_rate = 1e-5 if name == "sft" else 1e-6
+    elif variant == "tiny_deep":
+        study.deep(config)
     elif variant != "tiny":
-        raise ValueError(f"variant {variant!r}; known: tiny, smoke, paper")
+        raise ValueError(f"variant {variant!r}; known: tiny, smoke, tiny_deep, paper")
     return config

@@ -30,6 +30,9 @@ def tiny() -> ml_collections.ConfigDict:
         del config[name]
     # The checkpoint before the anchor's supervised training. Empty: the tiny world's.
     config.base = ""
+    # A variant of configs/tiny_world.py, built on first use: what an empty student,
+    # base, teacher or prompts stands for. Empty: the bundled world.
+    config.world = ""
     # P2: Adam, decay 0.1, betas (0.9, 0.98) and, for RLVR, eps 1e-15. No decay here: at
     # our rates it would be a visible share of the update; at P2's 1e-6 it is not. The
     # clipping is ours; P2 gives none.
@@ -56,6 +59,36 @@ def shrink(config: ml_collections.ConfigDict) -> None:
     config.test_fraction = 0.01
     config.evaluation_batch = 64
     config.snapshot_shares = (0.34, 0.67)
+
+
+def deep(config: ml_collections.ConfigDict) -> None:
+    """The world of 6 layers and width 256, with half the steps and half the prompts."""
+    config.world = "deep"
+    config.num_steps = 100
+    config.prompts_per_step = 16
+
+
+def midsize(config: ml_collections.ConfigDict) -> None:
+    """The world of 104 million parameters, for one GPU; ours, and not run yet.
+
+    Rates are P2's: 1e-5 for SFT, 1e-6 for the others. Masters and moments are float32,
+    the models compute in bfloat16, and what is compared is stored in bfloat16.
+    """
+    config.world = "midsize"
+    config.num_steps = 300
+    config.prompts_per_step = 64
+    config.samples_per_prompt = 8
+    config.micro_batches = 1
+    config.max_prompt_tokens = 32
+    config.max_new_tokens = 16
+    config.evaluate_every = 30
+    config.save_every = 150
+    config.compute_dtype = "bfloat16"
+    # About 300 and 1,100 of 20,000 problems, within the 1,536 that are held out.
+    config.validation_fraction = 0.015
+    config.test_fraction = 0.055
+    for name, arm in config.arms.items():
+        arm.learning_rate = 1e-5 if name == "sft" else 1e-6
 
 
 def paper(config: ml_collections.ConfigDict) -> None:

@@ -5,7 +5,9 @@ r"""Training inside the first directions of the early update (P2, Figures 4 to 6
         --config=configs/subspace_locking.py:smoke
 
 Variants: `tiny` (the tiny world, 48 runs, 36 of them shorter), `smoke` (under two
-minutes), `paper` (P2's settings and model names; a description, for a cluster).
+minutes), `tiny_deep` (a world of 6 layers and width 256, built on first use, where 16
+directions are fewer), `midsize` (104 million parameters, for one GPU; compiled, not
+run), `paper` (P2's settings and model names; a description, for a cluster).
 
 P2 = arXiv 2606.07082. "ours" marks what the paper does not give, or what the tiny world
 changes.
@@ -17,7 +19,7 @@ from configs import study
 
 
 def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
-    """The configuration of a variant: tiny, smoke or paper."""
+    """The configuration of a variant, see above."""
     config = study.tiny()
     # P2 runs OPD and SFT, each from where its update is counted, SFT at ten times OPD's
     # rate. RLVR is ours, and so is `sft_anchor`: at OPD's start and rate it differs
@@ -43,6 +45,12 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
         config.basis_share = 63 / 299
         for name, arm in config.arms.items():
             arm.learning_rate = 1e-5 if name == "sft" else 1e-6
+    elif variant == "tiny_deep":
+        study.deep(config)
+    elif variant == "midsize":
+        study.midsize(config)
     elif variant != "tiny":
-        raise ValueError(f"variant {variant!r}; known: tiny, smoke, paper")
+        raise ValueError(
+            f"variant {variant!r}; known: tiny, smoke, tiny_deep, midsize, paper"
+        )
     return config

@@ -1,4 +1,4 @@
-"""The bundled tiny world: three small Qwen3 checkpoints and their problems.
+"""The bundled tiny world: three small Qwen3 checkpoints and their problems; its kin.
 
     python -m experiments.tiny_world
     python -m experiments.tiny_world --output=DIR --config=configs/tiny_world.py:scripts
@@ -8,16 +8,25 @@ modulo 10; `base`, `anchor` and `teacher` are snapshots of one run, so the ancho
 base after more training and the teacher is the anchor after more. All settings are
 ours.
 
-`scripts` is a second world, which is not bundled but built where it is first needed:
-the same task in the digits of thirteen scripts, 136 tokens, with the answer in front of
-some prompts, so that a model can be asked with privileged information.
+The variants are worlds that are not bundled, but built where they are first needed:
+
+- `scripts`: the same task in the digits of thirteen scripts, 136 tokens, with the
+  answer in front of some prompts, so that a model can be asked with privileged
+  information;
+- `deep`: the same task with 6 layers of width 256 (4.7 million parameters), for what
+  needs depth or rank; some twenty minutes of one CPU core;
+- `extremes`: another task of the same form and size, chains of minima and maxima;
+- `midsize`: longer chains with 12 layers of width 768 (104 million parameters), for one
+  GPU. Its steps and rate have not been run: they are a first guess.
 """
 
 import ml_collections
 
+VARIANTS = ("scripts", "deep", "extremes", "midsize")
+
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """The recipe of the committed artifacts, or of the variant `scripts`."""
+    """The recipe of the committed artifacts, or of a variant."""
     config = _bundled()
     if variant == "scripts":
         config.scripts = 13
@@ -25,8 +34,41 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         # More to learn: which characters are the same digit, and how to read a hint.
         config.teacher_steps = 6000
         config.max_anchor_steps = 6000
+    elif variant == "deep":
+        config.model.update(
+            hidden_size=256,
+            intermediate_size=768,
+            num_layers=6,
+            num_heads=8,
+            num_kv_heads=4,
+        )
+        config.learning_rate = 1e-3
+        config.batch_size = 32
+        config.base_steps = 100
+        config.teacher_steps = config.max_anchor_steps = 1500
+    elif variant == "extremes":
+        config.operators = "<>"
+        config.base_steps = 50
+    elif variant == "midsize":
+        config.operations = (8, 12)
+        config.model.update(
+            hidden_size=768,
+            intermediate_size=3072,
+            num_layers=12,
+            num_heads=12,
+            num_kv_heads=4,
+            head_dim=64,
+        )
+        config.compute_dtype = "bfloat16"
+        config.learning_rate = 3e-4
+        config.warmup_steps = 200
+        config.batch_size = 512
+        config.base_steps = 200
+        config.evaluate_every = 50
+        config.teacher_steps = config.max_anchor_steps = 4000
+        config.num_problems = 20000
     elif variant:
-        raise ValueError(f"variant {variant!r}; known: scripts, or none")
+        raise ValueError(f"variant {variant!r}; known: {', '.join(VARIANTS)}, or none")
     return config
 
 
@@ -35,6 +77,8 @@ def _bundled() -> ml_collections.ConfigDict:
         {
             "seed": 0,
             "operations": (3, 4),
+            # Sum and difference; "<>" for minimum and maximum.
+            "operators": "+-",
             # Scripts that problems are written in, each in one.
             "scripts": 1,
             # Share of training prompts with the answer in front.
@@ -54,6 +98,7 @@ def _bundled() -> ml_collections.ConfigDict:
                 "rope_theta": 100.0,
                 "max_position_embeddings": 64,
             },
+            "compute_dtype": "float32",
             "learning_rate": 2e-3,
             "warmup_steps": 20,
             "batch_size": 64,

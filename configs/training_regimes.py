@@ -4,8 +4,10 @@ r"""SFT, OPD, RLVR and offline distillation from one anchor (P2, Tables 1 and 6)
     python -m experiments.training_regimes --workdir=runs/smoke \
         --config=configs/training_regimes.py:smoke
 
-Variants: `tiny` (the tiny world, 15 runs), `smoke` (under a minute), `paper` (P2's
-settings and model names; a description, for a cluster).
+Variants: `tiny` (the tiny world, 15 runs), `smoke` (under a minute), `tiny_deep` (a
+world of 6 layers and width 256, built on first use), `midsize` (104 million parameters,
+for one GPU; compiled, not run), `paper` (P2's settings and model names; a description,
+for a cluster).
 
 P2 = arXiv 2606.07082. "ours" marks what the paper does not give, or what the tiny world
 changes.
@@ -17,7 +19,7 @@ from configs import study
 
 
 def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
-    """The configuration of a variant: tiny, smoke or paper."""
+    """The configuration of a variant, see above."""
     config = study.tiny()
     # P2 trains SFT at ten times the rate of OPD and RLVR (1e-5, 1e-6), from the base;
     # `sft_anchor` is ours: it starts where the others do and has OPD's rate, so that it
@@ -40,6 +42,12 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
         study.paper(config)
         for name, arm in config.arms.items():
             arm.learning_rate = 1e-5 if name == "sft" else 1e-6
+    elif variant == "tiny_deep":
+        study.deep(config)
+    elif variant == "midsize":
+        study.midsize(config)
     elif variant != "tiny":
-        raise ValueError(f"variant {variant!r}; known: tiny, smoke, paper")
+        raise ValueError(
+            f"variant {variant!r}; known: tiny, smoke, tiny_deep, midsize, paper"
+        )
     return config

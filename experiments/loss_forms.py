@@ -35,19 +35,11 @@ from experiments.studies.report import trajectory_plot, write_results
 from experiments.studies.run import Run
 from experiments.studies.study import Start, Study
 from experiments.studies.verdict import Verdict, differences
-from experiments.tiny_world import world_folder
 from geomjax.analysis import plots
 from geomjax.typing import Params
 
 NAME = "loss_forms"
 SAMPLED, WHOLE, SELF = "sampled_token", "reverse_kl", "opsd"
-WORLD = {
-    "student": "anchor",
-    "teacher": "teacher",
-    "base": "base",
-    "prompts": "prompts.jsonl",
-}
-"""Field of the configuration -> what of a world it names."""
 TOLERANCE = 0.02
 """Accuracy within which two forms count as equally good."""
 
@@ -57,23 +49,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     missing = [name for name in (SAMPLED, WHOLE) if name not in config.arms]
     if missing:
         raise ValueError(f"there are no arms {missing}; the others are compared with")
-    with begin(in_world(config), workdir, NAME) as (study, origins):
-        study.config = config  # As it was given, for the record: without paths.
+    with begin(config, workdir, NAME) as (study, origins):
         return _run(config, study, origins["anchor"])
-
-
-def in_world(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The configuration with the folders of `config.world`, built on first use.
-
-    Folders that the configuration names itself stay.
-    """
-    if not config.world:
-        return config
-    folder = world_folder(config.world)
-    found = config.copy_and_resolve_references()
-    for field, place in WORLD.items():
-        found[field] = config[field] or str(folder / place)
-    return found
 
 
 def _run(

@@ -60,6 +60,7 @@ class Task:
     ):
         self.operations = tuple(config.operations)
         self.scripts, self.hints = config.scripts, config.hints
+        self.operators = config.operators
         self.tokenizer = tokenizer
         self.response_length = self.operations[1] + 1
         self.prompt_length = 2 * self.operations[1] + 2
@@ -68,7 +69,9 @@ class Task:
 
     def problems(self, generator: np.random.Generator, count: int) -> list[Example]:
         """Random problems."""
-        return arithmetic.problems(generator, count, self.operations, self.scripts)
+        return arithmetic.problems(
+            generator, count, self.operations, self.scripts, self.operators
+        )
 
     def encode(self, examples: list[Example]) -> list[np.ndarray]:
         """Token ids of the prompts."""
@@ -242,7 +245,7 @@ def build_world(config: ml_collections.ConfigDict, output: Path) -> None:
     Raises:
       ValueError: The recipe ends before the base or the anchor is reached.
     """
-    alphabet = arithmetic.alphabet(config.scripts)
+    alphabet = arithmetic.alphabet(config.scripts, config.operators)
     tokenizer = character_tokenizer(alphabet, pad="<pad>", eos="<eos>")
     task = Task(config, tokenizer)
     decoder_config = DecoderConfig(
@@ -252,7 +255,8 @@ def build_world(config: ml_collections.ConfigDict, output: Path) -> None:
         tie_word_embeddings=False,
         **config.model,
     )
-    model = make_decoder(decoder_config, len(tokenizer))
+    dtype = jnp.dtype(config.compute_dtype)
+    model = make_decoder(decoder_config, len(tokenizer), dtype)
 
     # Numbered anew after duplicates are dropped: the line is the line of prompts.jsonl.
     generator = np.random.default_rng(config.seed)

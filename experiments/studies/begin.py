@@ -14,6 +14,7 @@ from experiments.common.tracking import load_tracker
 from experiments.common.world import load_world, locate
 from experiments.studies.settings import base_folder, check_settings
 from experiments.studies.study import Study
+from experiments.studies.worlds import in_world
 from geomjax.models.load import load
 from geomjax.typing import Params
 
@@ -48,10 +49,11 @@ def begin(
     """
     check_settings(config)
     load_tracker(config.tracker)
+    placed = in_world(config)
     with open_judge(config) as judge:
-        base_dir = base_folder(config)
-        world = load_world(config, judge)
-        student, teacher, _ = locate(config)
+        base_dir = base_folder(placed)
+        world = load_world(placed, judge)
+        student, teacher, _ = locate(placed)
         workdir.mkdir(parents=True, exist_ok=True)
         workdirs.claim_inputs(
             workdir,

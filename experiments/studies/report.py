@@ -4,21 +4,36 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import ml_collections
 import numpy as np
 
 from experiments.common import workdir as workdirs
 from experiments.common.environment import command, environment
 from experiments.common.outcome import LATE
 from experiments.studies.measured import Measured
-from experiments.studies.study import Study
 from experiments.studies.verdict import Verdict
 from geomjax.analysis import plots
 from geomjax.analysis import report as reports
 from geomjax.analysis.report import Cell, Column, Estimate, Table
 
 Arms = Mapping[str, Measured]
+
+
+class Ran(Protocol):
+    """What a report says of how its runs were made: a `Study`, or several."""
+
+    @property
+    def config(self) -> ml_collections.ConfigDict:
+        """Their configuration."""
+
+    @property
+    def workdir(self) -> Path:
+        """Where results and report are written."""
+
+    def compilations(self) -> dict[str, int]:
+        """How often each program was compiled, by name."""
 
 
 def _estimate(samples: Sequence[float | None]) -> Estimate:
@@ -137,7 +152,7 @@ def _band(arms: Arms) -> tuple[plots.BandKind, str]:
 
 
 def write_results(
-    study: Study,
+    study: Ran,
     arms: Arms,
     claims: Sequence[Verdict],
     title: str,

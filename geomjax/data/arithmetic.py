@@ -2,8 +2,10 @@
 
 A prompt is a chain such as `7+3-8+2=`; its answer gives the running value after each
 operation, here `024` (7+3 is 0, 0-8 is 2, 2+2 is 4). One wrong step spoils the answer.
-Written in the digits of many scripts, answer and prompt in one of them, it is the same
-task with a vocabulary of some hundred tokens.
+With other operators it is another task in the same form: `7<3>8=`, with the lesser and
+the greater of two digits, is answered `38`. Written in the digits of many scripts,
+answer and prompt in one of them, it is the same task with a vocabulary of some hundred
+tokens.
 """
 
 import numpy as np
@@ -11,20 +13,34 @@ import numpy as np
 from geomjax.data.prompts import Example
 
 ALPHABET = "0123456789+-="
+ARITHMETIC = "+-"
+EXTREMES = "<>"
+"""Pairs of operators: sum and difference modulo 10, or minimum and maximum."""
 ZEROS = "0٠۰०০੦૦୦௦౦೦൦๐"
 """The digit zero of thirteen scripts, ASCII first; Unicode has its nine others next."""
 
 
-def alphabet(scripts: int = 1) -> str:
+def alphabet(scripts: int = 1, operators: str = ARITHMETIC) -> str:
     """The characters of problems in the first so many scripts.
 
     Raises:
-      ValueError: There are not so many.
+      ValueError: There are not so many, or the operators are no known pair.
     """
+    if operators not in (ARITHMETIC, EXTREMES):
+        raise ValueError(
+            f"operators are {operators!r}; expected {ARITHMETIC!r} or {EXTREMES!r}"
+        )
     if not 1 <= scripts <= len(ZEROS):
         raise ValueError(f"scripts is {scripts}; expected 1 to {len(ZEROS)}")
     more = (chr(ord(zero) + i) for zero in ZEROS[1:scripts] for i in range(10))
-    return ALPHABET + "".join(more)
+    return f"0123456789{operators}=" + "".join(more)
+
+
+def apply(operator: str, value: int, digit: int) -> int:
+    """One step of a chain."""
+    if operator in EXTREMES:
+        return min(value, digit) if operator == "<" else max(value, digit)
+    return (value + digit if operator == "+" else value - digit) % 10
 
 
 def in_script(text: str, script: int) -> str:
@@ -33,12 +49,15 @@ def in_script(text: str, script: int) -> str:
     return text.translate({ord("0") + i: chr(zero + i) for i in range(10)})
 
 
-def problem(digits: np.ndarray, signs: np.ndarray) -> tuple[str, str]:
+def problem(
+    digits: np.ndarray, signs: np.ndarray, operators: str = ARITHMETIC
+) -> tuple[str, str]:
     """The prompt and answer of one chain.
 
     Args:
       digits: `[n + 1]` integers from 0 to 9.
-      signs: `[n]` of +1 and -1, the operations.
+      signs: `[n]` of +1 and -1, for the first and the second operator.
+      operators: A pair of them.
 
     Returns:
       Prompt and answer.
@@ -46,8 +65,9 @@ def problem(digits: np.ndarray, signs: np.ndarray) -> tuple[str, str]:
     terms = [str(digits[0])]
     value, values = int(digits[0]), []
     for digit, sign in zip(digits[1:], signs, strict=True):
-        terms.append(f"{'+' if sign > 0 else '-'}{digit}")
-        value = (value + int(sign) * int(digit)) % 10
+        operator = operators[0] if sign > 0 else operators[1]
+        terms.append(f"{operator}{digit}")
+        value = apply(operator, value, int(digit))
         values.append(str(value))
     return "".join(terms) + "=", "".join(values)
 
@@ -72,8 +92,7 @@ def with_slip(example: Example, position: int, digit: int) -> str:
     values = [int(value) for value in example.answer or ""]
     values[position] = digit
     for i in range(position + 1, len(values)):
-        step = int(digits[i]) if signs[i] == "+" else -int(digits[i])
-        values[i] = (values[i - 1] + step) % 10
+        values[i] = apply(signs[i], values[i - 1], int(digits[i]))
     return "".join(chr(zero + value) for value in values)
 
 
@@ -87,6 +106,7 @@ def problems(
     count: int,
     operations: tuple[int, int],
     scripts: int = 1,
+    operators: str = ARITHMETIC,
 ) -> list[Example]:
     """Random problems, each with its answer.
 
@@ -95,6 +115,7 @@ def problems(
       count: Number of problems.
       operations: Fewest and most operations in a chain, equally likely in between.
       scripts: How many scripts they are written in, each in one.
+      operators: A pair of them, equally likely.
 
     Returns:
       The examples, numbered from line 1.
@@ -104,7 +125,7 @@ def problems(
     digits = generator.integers(0, 10, (count, most + 1))
     signs = generator.integers(0, 2, (count, most)) * 2 - 1
     made = [
-        problem(d[: n + 1], s[:n])
+        problem(d[: n + 1], s[:n], operators)
         for n, d, s in zip(lengths, digits, signs, strict=True)
     ]
     if scripts > 1:  # One script draws nothing: its problems stay what they were.

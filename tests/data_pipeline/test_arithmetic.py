@@ -57,6 +57,23 @@ def test_a_slip_changes_one_value_and_the_chain_goes_on_from_it():
     assert with_slip(example, 0, 0) == example.answer
 
 
+def test_minima_and_maxima_are_another_task_of_the_same_form():
+    digits, signs = np.array([7, 3, 8, 2]), np.array([1, -1, 1])
+    assert problem(digits, signs, "<>") == ("7<3>8<2=", "382")
+    example = Example("7<3>8<2=", "382", 1)
+    assert with_slip(example, 0, 9) == "992"
+    assert with_slip(example, 1, 1) == "311"
+    plain = problems(np.random.default_rng(5), 100, (3, 4))
+    other = problems(np.random.default_rng(5), 100, (3, 4), operators="<>")
+    for one, two in zip(plain, other, strict=True):
+        assert one.prompt == two.prompt.replace("<", "+").replace(">", "-")
+    assert set(alphabet(operators="<>")) == {*"0123456789<>="}
+    with pytest.raises(
+        ValueError, match=r"operators are '\*/'; expected '\+-' or '<>'"
+    ):
+        alphabet(operators="*/")
+
+
 def test_scripts_are_thirteen_sets_of_ten_digits():
     characters = alphabet(13)
     assert characters.startswith(ALPHABET)

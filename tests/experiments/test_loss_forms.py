@@ -90,18 +90,6 @@ def test_the_larger_k_is_at_most_a_quarter_of_its_worlds_vocabulary():
     assert get_config("smoke").world == ""
 
 
-def test_a_world_gives_the_folders_that_are_not_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(loss_forms, "world_folder", lambda name: tmp_path / name)
-    config = get_config("tiny")
-    config.teacher = "mine"
-    found = loss_forms.in_world(config)
-    assert found.student == str(tmp_path / "scripts" / "anchor")
-    assert found.prompts == str(tmp_path / "scripts" / "prompts.jsonl")
-    assert found.teacher == "mine"
-    assert config.student == ""
-    assert loss_forms.in_world(get_config("smoke")).student == ""
-
-
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     config = get_config("smoke")

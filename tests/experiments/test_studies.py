@@ -15,6 +15,7 @@ from configs import (
     dynamics,
     loss_forms,
     objective_controls,
+    opd_variants,
     p2,
     precision,
     subspace_locking,
@@ -48,6 +49,7 @@ STUDIES = {
     "loss_forms": loss_forms,
     "precision": precision,
     "dynamics": dynamics,
+    "opd_variants": opd_variants,
 }
 
 
@@ -160,7 +162,7 @@ def test_papers_settings_are_those_of_the_recipe(name):
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_unknown_variants_are_refused(name):
-    with pytest.raises(ValueError, match="known: tiny, smoke, paper"):
+    with pytest.raises(ValueError, match="variant 'large'; known: tiny, smoke, "):
         STUDIES[name].get_config("large")
 
 

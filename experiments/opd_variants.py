@@ -1,0 +1,254 @@
+"""Does OPD's update stay what it is with other teachers, students, tasks and seeds?
+
+Distils on-policy with the same settings in several worlds, and sets sparsity and
+geometry side by side: a larger teacher, a larger student, another task (P2, arXiv
+2606.07082, Tables 1 and 7), and the spread over seeds, of which P2 prints no numbers.
+
+    python -m experiments.opd_variants --workdir=runs/variants
+
+Every world has a folder of its own in the workdir, as its models share no compiled
+program with the others'. An interrupted run continues when it is started again.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+from tqdm import tqdm
+
+from experiments.common import workdir as workdirs
+from experiments.common.provenance import record_start
+from experiments.common.world import TINY_WORLD, locate
+from experiments.studies.begin import begin
+from experiments.studies.launch import launch
+from experiments.studies.measured import Measured, measure_runs
+from experiments.studies.report import write_results
+from experiments.studies.run import Run
+from experiments.studies.settings import base_folder, check_settings
+from experiments.studies.study import Start
+from experiments.studies.verdict import Side, Verdict, differences
+from experiments.studies.worlds import in_world
+from experiments.tiny_world import world_folder
+from geomjax.analysis.report import Cell, Column, Estimate, Table
+
+NAME = "opd_variants"
+REFERENCE = "opd"
+UNCHANGED = "bf16_unchanged_fraction"
+FIELDS = ("world", "base", "student", "teacher", "prompts")
+TEACHER_POINTS, TASK_POINTS, SEED_POINTS = 0.05, 0.1, 0.02
+"""Shares of weights by which arms may differ and still count as alike. P2's teachers of
+8B to 32B span 1.4 points, its code run lies 5.5 from mathematics."""
+PAPER = {
+    "opd": 0.503,  # 4B from 8B
+    "large_teacher": 0.517,  # 4B from 32B
+    "large_student": 0.566,  # 14B from 32B
+    "other_task": 0.571,  # 8B from 32B on code, 0.516 on mathematics
+    "moe_teacher": 0.486,  # 8B from 30B-A3B
+}
+"""P2, Table 1: share of weights unchanged in bfloat16."""
+
+
+class Sizes(NamedTuple):
+    """Parameters of an arm's models."""
+
+    student: int
+    teacher: int
+
+
+class Finished(NamedTuple):
+    """What the report says of how it was run.
+
+    Attributes:
+      config: Of all arms.
+      workdir: Their folder.
+      counts: Of compilations, by arm and program.
+    """
+
+    config: ml_collections.ConfigDict
+    workdir: Path
+    counts: dict[str, int]
+
+    def compilations(self) -> dict[str, int]:
+        """How often each program was compiled."""
+        return self.counts
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Runs all arms, measures them, and writes results and report."""
+    check_settings(config)
+    parts = {name: of_arm(config, name) for name in config.arms}
+    workdir.mkdir(parents=True, exist_ok=True)
+    workdirs.claim_inputs(workdir, _folders(parts), {})
+    record_start(workdir, NAME)
+    return _run(config, parts, workdir)
+
+
+def of_arm(config: ml_collections.ConfigDict, name: str) -> ml_collections.ConfigDict:
+    """The configuration of one arm: of its own world, with its own teacher."""
+    arm = config.arms[name]
+    found = config.copy_and_resolve_references()
+    found.arms = {name: arm.to_dict()}
+    for field in FIELDS:
+        found[field] = arm[field]
+    if arm.teacher_world != arm.world and not arm.teacher:
+        world = world_folder(arm.teacher_world) if arm.teacher_world else TINY_WORLD
+        found.teacher = str(world / "teacher")
+    return found
+
+
+def _folders(parts: dict[str, ml_collections.ConfigDict]) -> dict[str, Path]:
+    """What all arms read, by arm and role."""
+    found = {}
+    for name, part in parts.items():
+        placed = in_world(part)
+        student, teacher, _ = locate(placed)
+        found[f"{name}: student"], found[f"{name}: teacher"] = student, teacher
+        found[f"{name}: base"] = base_folder(placed)
+    return found
+
+
+def _run(
+    config: ml_collections.ConfigDict,
+    parts: dict[str, ml_collections.ConfigDict],
+    workdir: Path,
+) -> dict[str, Any]:
+    arms: dict[str, Measured] = {}
+    sizes: dict[str, Sizes] = {}
+    counts: dict[str, int] = {}
+    with tqdm(total=len(parts) * len(config.seeds), unit="run") as bar:
+        for name, part in parts.items():
+            arm = part.arms[name]
+            with begin(part, workdir / name, NAME) as (study, origins):
+                outcomes = []
+                for seed in part.seeds:
+                    bar.set_description(f"{name} seed {seed}")
+                    spec = Run(name, arm.kind, arm.learning_rate, seed)
+                    outcomes.append(study.train(spec, Start(origins[arm.start])))
+                    bar.update()
+                arms[name] = measure_runs(study, origins[arm.start], outcomes)
+                models = (study.world.student, study.world.teacher)
+                sizes[name] = Sizes(*(_count(model.params) for model in models))
+                counts |= {f"{name}: {k}": n for k, n in study.compilations().items()}
+    return write_results(
+        Finished(config, workdir, counts),
+        arms,
+        claims(arms),
+        "Variants of on-policy distillation",
+        "One objective and one rate, with a larger teacher, a larger student and "
+        "another task: how much of the update's shape is OPD's, and how much is the "
+        "pair's?",
+        {"Beside the paper": [variants_table(arms, sizes)]},
+        {"sizes": {name: found._asdict() for name, found in sizes.items()}},
+    )
+
+
+def _count(params: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def variants_table(arms: dict[str, Measured], sizes: dict[str, Sizes]) -> Table:
+    """Sparsity and geometry of each arm, with P2's sparsity."""
+    columns = [
+        Column("arm", align="left"),
+        Column("student (M)", spec=".2f"),
+        Column("teacher (M)", spec=".2f"),
+        Column("unchanged in bfloat16", spec=".1%"),
+        Column("P2's", spec=".1%"),
+        Column("relative norm", spec=".2e"),
+        Column("stable rank", spec=".1f"),
+        Column("top-16 energy", spec=".1%"),
+        Column("gain in accuracy", spec=".1%"),
+    ]
+    rows: list[list[Cell]] = []
+    for name, arm in arms.items():
+        samples: tuple[Sequence[float | None], ...] = (
+            arm.value("relative_frobenius", "master"),
+            arm.median("stable_rank", "master"),
+            arm.median("top_energy_16", "master"),
+            arm.gain(),
+        )
+        rows.append(
+            [
+                name,
+                *(count / 1e6 for count in sizes[name]),
+                _estimate(arm.value(UNCHANGED)),
+                PAPER.get(name),
+                *map(_estimate, samples),
+            ]
+        )
+    return Table(
+        columns,
+        rows,
+        "Means over seeds ± 95 % Student half widths; spectra are medians over "
+        "matrices, of the masters' update. P2's column is its Table 1: a 4B student of "
+        "8B and 32B teachers, a 14B student, and code instead of mathematics, at 1e-6.",
+    )
+
+
+def _estimate(samples: Sequence[float | None]) -> Estimate:
+    return Estimate.from_samples([x for x in samples if x is not None])
+
+
+def claims(arms: dict[str, Measured]) -> list[Verdict]:
+    """What P2's tables say of teachers, students and tasks; how far seeds differ."""
+    found: list[Verdict] = []
+
+    def test(
+        claim: str, source: str, statistic: str, side: Side, bound: float, samples: Any
+    ) -> None:
+        found.append(Verdict(claim, source, statistic, side, bound, tuple(samples)))
+
+    def apart(first: str, second: str) -> list[float | None]:
+        pairs = differences(arms[first].value(UNCHANGED), arms[second].value(UNCHANGED))
+        return [None if d is None else abs(d) for d in pairs]
+
+    shown = "share unchanged in bfloat16"
+    source = "P2, Tables 1 and 7"
+    if "large_teacher" in arms:
+        test(
+            "The teacher's size hardly changes the sparsity of OPD's update",
+            source,
+            f"{shown}, distance of the two teachers",
+            "below",
+            TEACHER_POINTS,
+            apart("large_teacher", REFERENCE),
+        )
+    if {"large_teacher", "large_student"} <= arms.keys():
+        test(
+            "Of one teacher, the larger student's update is sparser",
+            source,
+            f"{shown}, large student less small one",
+            "above",
+            0.0,
+            differences(
+                arms["large_student"].value(UNCHANGED),
+                arms["large_teacher"].value(UNCHANGED),
+            ),
+        )
+    if "other_task" in arms:
+        test(
+            "On another task OPD's update is about as sparse",
+            source,
+            f"{shown}, distance of the two tasks",
+            "below",
+            TASK_POINTS,
+            apart("other_task", REFERENCE),
+        )
+    known = [x for x in arms[REFERENCE].value(UNCHANGED) if x is not None]
+    mean = float(np.mean(known)) if known else float("nan")
+    test(
+        "Seeds agree on the sparsity of OPD's update",
+        "P2, Table 7, without numbers",
+        f"{shown}, distance of a seed from the mean",
+        "below",
+        SEED_POINTS,
+        [abs(x - mean) for x in known],
+    )
+    return found
+
+
+if __name__ == "__main__":
+    launch(NAME, run)
