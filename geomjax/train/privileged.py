@@ -1,5 +1,6 @@
 """Puts a teacher's view of a completion beside the student's, in one row."""
 
+import jax
 import jax.numpy as jnp
 
 from geomjax.data.batches import PromptBatch
@@ -34,6 +35,6 @@ def join_views(drawn: Rollout, privileged: PromptBatch, last: int) -> Rollout:
     view = Rollout(
         tokens, positions, segment_ids, none, none.astype(drawn.log_probs.dtype)
     )
-    return Rollout(
-        *(jnp.concatenate(pair, axis=1) for pair in zip(view, drawn, strict=True))
+    return jax.tree.map(
+        lambda *pair: jnp.concatenate(pair, axis=1), view, drawn._replace(images=None)
     )
