@@ -32,8 +32,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.scripts = 13
         config.hints = 0.3
         # More to learn: which characters are the same digit, and how to read a hint.
-        config.teacher_steps = 6000
-        config.max_anchor_steps = 6000
+        # After 6,000 steps the teacher was still hardly better than the anchor (34 %).
+        config.teacher_steps = 10_000
+        config.max_anchor_steps = 10_000
     elif variant == "deep":
         config.model.update(
             hidden_size=256,
