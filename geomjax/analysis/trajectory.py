@@ -77,6 +77,18 @@ def measure_steps(
     return jnp.stack(columns, axis=-1)
 
 
+def _require_one_run(matched: list[dict[str, str]], labels: Sequence[str]) -> None:
+    """Raises where a tensor of the source is in some of the checkpoints only."""
+    first = matched[0].keys()
+    for keys, label in zip(matched, labels, strict=True):
+        if odd := sorted(first ^ keys.keys()):
+            raise ValueError(
+                f"checkpoints {labels[0]} and {label} hold different tensors of the "
+                f"source, {odd[0]} and {len(odd) - 1} others; expected checkpoints of "
+                "one run, which hold the same"
+            )
+
+
 def trajectory(
     source: CheckpointSource,
     checkpoints: Sequence[CheckpointSource],
@@ -103,7 +115,8 @@ def trajectory(
         `COLUMNS` and `notes`, which says why some are null.
 
     Raises:
-        ValueError: no checkpoint, or not one label for each.
+        ValueError: no checkpoint, or not one label for each, or checkpoints that hold
+            different tensors of the source, as those of one run do not.
     """
     if not checkpoints or len(labels) != len(checkpoints):
         raise ValueError(
@@ -114,6 +127,7 @@ def trajectory(
         {item.name: item.tuned_key for item in match(source, c).matched}
         for c in checkpoints
     ]
+    _require_one_run(delta_keys, labels)
     rows = []
     for name in list(source.keys()):
         shape = source.spec(name).shape

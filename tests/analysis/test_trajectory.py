@@ -118,3 +118,17 @@ def _device_of_a_program():
     with solving_device():
         (device,) = jax.jit(lambda x: x + 1)(np.ones(2, np.float32)).devices()
     return device
+
+
+@pytest.mark.parametrize("change", ["missing", "shape"])
+def test_checkpoints_of_different_runs_are_refused(sides, change):
+    """One that lacks a matrix of the others, or has it in another shape."""
+    start, steps = sides
+    other = dict(steps[1])
+    if change == "missing":
+        del other[UP]
+    else:
+        other[UP] = other[UP][:, :-1]
+    given = [DictSource(s) for s in (steps[0], other, steps[2])]
+    with pytest.raises(ValueError, match="step 1 and step 2 hold different tensors"):
+        trajectory(DictSource(start), given, LABELS)
