@@ -153,4 +153,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.main(main, define_flags)
+    cli.main(main, define_flags, cache=False)

@@ -152,4 +152,4 @@ def estimate(config: ml_collections.ConfigDict, device: str, devices: int) -> li
 
 
 if __name__ == "__main__":
-    cli.main(main, define_flags)
+    cli.main(main, define_flags, cache=False)

@@ -72,7 +72,8 @@ def main(
       shared: Whether several processes divide the work; otherwise process 0 does all of
         it while the others wait.
       trains: Whether it trains, as a run of one process: several are refused.
-      cache: Whether compiled programs may be kept; benchmarks compile anew.
+      cache: Whether compiled programs may be kept; benchmarks compile anew, and what is
+        compiled for devices that are not there cannot be read again.
     """
     # Progress bars and messages of libraries stay out of ours.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
