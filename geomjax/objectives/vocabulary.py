@@ -188,6 +188,23 @@ def logits(
     return jnp.where(token, product, jnp.asarray(_HIDDEN, product.dtype))
 
 
+def pick(
+    scores: Float[Array, "n W"],
+    target: Int[Array, " n"],
+    placement: Placement = ONE_DEVICE,
+) -> Float[Array, " n"]:
+    """The score of each token's target.
+
+    On a mesh as a sum with one term that is not zero, the same number: the gradient of
+    an indexed read is a scatter, which the partitioner does by tokens, and moves every
+    score to where its part of the vocabulary is.
+    """
+    if placement.mesh is None:
+        return jnp.take_along_axis(scores, target[:, None], axis=-1)[:, 0]
+    mine = jnp.arange(scores.shape[-1])[None, :] == target[:, None]
+    return jnp.sum(jnp.where(mine, scores, jnp.zeros_like(scores)), axis=-1)
+
+
 def token_log_probs(
     model: LanguageModel,
     params: Params,
@@ -215,8 +232,7 @@ def token_log_probs(
 
     def log_probs(unembedding, hidden, target):
         scores = logits(model, unembedding, hidden, temperature, placement)
-        picked = jnp.take_along_axis(scores, target[:, None], axis=-1)[:, 0]
-        return picked - jax.nn.logsumexp(scores, axis=-1)
+        return pick(scores, target, placement) - jax.nn.logsumexp(scores, axis=-1)
 
     arrays = hidden, targets
     return map_tokens(log_probs, (unembedding,), arrays, chunk_tokens, placement)

@@ -11,7 +11,12 @@ from geomjax.objectives.distill import full_vocabulary, sampled_token
 from geomjax.objectives.divergence import jsd, reverse_kl
 from geomjax.objectives.sft import cross_entropy
 from geomjax.objectives.top_k import top_k
-from geomjax.objectives.vocabulary import logits, map_token_chunks, token_log_probs
+from geomjax.objectives.vocabulary import (
+    logits,
+    map_token_chunks,
+    pick,
+    token_log_probs,
+)
 
 MODEL = TableModel(9)
 
@@ -111,6 +116,23 @@ def test_a_split_vocabulary_changes_neither_value_nor_gradient(mesh, chunk_token
         program(params, context, batch),
         expected,
     )
+
+
+def test_what_a_mesh_picks_is_the_score_itself():
+    """Bit by bit, and so is its gradient; no part of the scores is indexed."""
+    placement = Placement(mesh_from_string("data=2,fsdp=4"))
+    scores = jax.random.normal(jax.random.key(0), (6, 16)).at[:, 9:].set(-1e30)
+    target = jnp.asarray([0, 8, 3, 3, 7, 1], jnp.int32)
+    weights = jnp.arange(1.0, 7.0)
+
+    def weighted(scores, *place):
+        return (weights * pick(scores, target, *place)).sum()
+
+    np.testing.assert_array_equal(pick(scores, target, placement), pick(scores, target))
+    got, expected = (jax.grad(weighted)(scores, *place) for place in ((placement,), ()))
+    np.testing.assert_array_equal(got, expected)
+    text = jax.jit(jax.grad(weighted), static_argnums=1).lower(scores, placement)
+    assert "scatter" not in text.as_text()
 
 
 def test_each_chunk_sees_its_own_slices():
