@@ -66,7 +66,7 @@ def measure_mixed_lengths() -> None:
         figures = mixed_lengths.measure(SIZES["small"], law)
         record["mixed_lengths"][name] = figures
         mixed_lengths.print_figures(name, figures)
-    benchmarks.write_json(record)
+        benchmarks.write_json(record)
 
 
 def peer_versions() -> dict[str, str]:
