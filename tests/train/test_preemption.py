@@ -83,6 +83,26 @@ def test_a_run_told_to_end_goes_on_with_the_same_bits(tmp_path, number, told):
     assert (directory / FILE).read_bytes() == (tmp_path / "whole" / FILE).read_bytes()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_comes_after_the_last_step_is_passed_on(tmp_path, number):
+    """Else a process of several runs would begin the next one."""
+    heard, evaluated = [], []
+
+    def evaluate(params):
+        evaluated.append(params)
+        if len(evaluated) == 4:  # After steps 0, 4, 8 and 9, the last.
+            os.kill(os.getpid(), number)
+        return _evaluate(params)
+
+    before = signal.signal(number, lambda n, frame: heard.append(n))
+    try:
+        final = run(tmp_path, _start(), _advance, evaluate, SCHEDULE)
+    finally:
+        signal.signal(number, before)
+    assert heard == [number]
+    assert int(final.step) == 9
+
+
 def test_an_evaluation_that_was_put_off_is_done_once(tmp_path):
     run(tmp_path / "whole", _start(), _advance, _evaluate, SCHEDULE)
     directory = tmp_path / "told"
