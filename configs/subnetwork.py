@@ -66,6 +66,8 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     config.num_steps = 60
     config.evaluate_every = 6
     config.save_every = 60
+    config.test_fraction = 0.15
+    config.evaluation_batch = 320
     if variant == "smoke":
         study.shrink(config)
         config.num_steps = config.save_every = 4
