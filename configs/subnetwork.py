@@ -1,11 +1,13 @@
 r"""Which coordinates training needs: masks, densities and overlaps (P1, Table 4).
 
     python -m experiments.subnetwork --workdir=runs/subnetwork
-    python -m experiments.subnetwork --workdir=runs/smoke \
-        --config=configs/subnetwork.py:smoke
+    python -m experiments.subnetwork --workdir=runs/vision \
+        --config=configs/subnetwork.py:vision
 
-Variants: `tiny` (the tiny world, 66 short runs), `smoke` (a minute), `paper` (P1's
-settings and model names; a description, for a cluster).
+Variants: `tiny` (the tiny world, 66 short runs), `smoke` (a minute), `vision` (a small
+Qwen2.5-VL that reads drawn shapes, built on first use: P1's Figure 7 in 18 runs),
+`vision_smoke` (the same at its smallest), `paper` (P1's settings and model names; a
+description, for a cluster).
 
 P1 = arXiv 2606.13657. "ours" marks what the paper does not give, or what the tiny world
 changes.
@@ -17,7 +19,7 @@ from configs import p1_opd, study
 
 
 def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
-    """The configuration of a variant: tiny, smoke or paper."""
+    """The configuration of a variant: tiny, smoke, vision, vision_smoke or paper."""
     config = study.tiny()
     # `vision` takes student, teacher and prompts from the small vision-language world
     # (`experiments.vision_world`), whose recipe may be changed here.
@@ -82,11 +84,54 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
         config.masks = ("own", "other_seed", "random")
         config.curve_masks = ("own",)
         config.curve_densities = (0.01,)
+    elif variant in ("vision", "vision_smoke"):
+        _vision(config)
+        if variant == "vision_smoke":
+            _shrink_vision(config)
     elif variant == "paper":
         _paper(config)
     elif variant != "tiny":
-        raise ValueError(f"variant {variant!r}; known: tiny, smoke, paper")
+        raise ValueError(
+            f"variant {variant!r}; known: tiny, smoke, vision, vision_smoke, paper"
+        )
     return config
+
+
+def _vision(config: ml_collections.ConfigDict) -> None:
+    """P1's vision-language run in small: Table 6, and the masks of Figure 7.
+
+    P1 has a top-k of 32 out of some 150,000 tokens; here it is 8 of 28. Its samples a
+    prompt are 1; here 4, as GRPO compares them.
+    """
+    config.world = "vision"
+    del config.arms["opd_other_teacher"]
+    config.arms.opd.kind = "top_k:forward_kl:8:teacher:bucket"
+    config.masks = ("own", "rlvr", "random")
+    config.density = 0.333  # P1: about a third, the density of its OPD mask.
+    config.curve_masks = ()
+    config.curve_densities = ()
+    config.max_new_tokens = 7
+    config.test_fraction = 0.15
+
+
+def _shrink_vision(config: ml_collections.ConfigDict) -> None:
+    study.shrink(config)
+    config.num_steps = config.save_every = 2
+    config.evaluate_every = 1
+    config.prompts_per_step, config.samples_per_prompt = 4, 2
+    config.validation_fraction = config.test_fraction = 0.2
+    config.evaluation_batch = 16
+    config.snapshot_shares = ()
+    config.vision_recipe = {
+        "num_training_images": 16,
+        "anchor_accuracy": 0.0,
+        "evaluate_every": 2,
+        "warmup_steps": 1,
+        "teacher_steps": 4,
+        "batch_size": 4,
+        "num_problems": 64,
+        "num_validation": 16,
+    }
 
 
 def _paper(config: ml_collections.ConfigDict) -> None:

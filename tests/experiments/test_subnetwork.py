@@ -157,14 +157,16 @@ def test_settings_out_of_range_are_refused(field, value, message, tmp_path):
         subnetwork.run(config, tmp_path / "run")
 
 
-@pytest.mark.parametrize("variant", ["tiny", "smoke", "paper"])
+@pytest.mark.parametrize(
+    "variant", ["tiny", "smoke", "vision", "vision_smoke", "paper"]
+)
 def test_every_variant_builds(variant):
     config = get_config(variant)
     check_settings(config)
     subnetwork.check(config)
     arms = [m.arm for m in subnetwork.plan(config)]
     assert len(set(arms)) == len(arms)
-    if variant == "tiny":
+    if variant in ("tiny", "vision"):
         assert len(config.seeds) >= 3
     if variant == "tiny":
         assert len(arms) + len(subnetwork.FULL) == 22
@@ -185,7 +187,7 @@ def test_the_papers_settings_are_those_of_the_recipe():
 
 
 def test_unknown_variants_are_refused():
-    with pytest.raises(ValueError, match="known: tiny, smoke, paper"):
+    with pytest.raises(ValueError, match="known: tiny, smoke, vision, vision_smoke"):
         get_config("large")
 
 
@@ -295,3 +297,36 @@ def test_the_record_holds_every_run_and_nothing_is_compiled_twice(finished):
     ):
         assert part in text
     assert any(path.stem == "density" for path in (workdir / "figures").iterdir())
+
+
+@pytest.mark.slow
+def test_the_vision_language_world(tmp_path, monkeypatch):
+    """Forward KL on the teacher's likeliest tokens, full and masked, images and all."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    config = get_config("vision_smoke")
+    workdir = tmp_path / "run"
+    record = subnetwork.run(config, workdir)
+    assert set(record["runs"]) == {
+        "opd",
+        "rlvr",
+        "own_0.333",
+        "rlvr_0.333",
+        "random_0.333",
+        "rlvr_own_0.333",
+    }
+    assert record["config"]["student"] == ""
+    assert set(record["compilations"].values()) == {1}
+    (world,) = (tmp_path / "cache" / "geomjax").glob("vision_world-*")
+    before = load_file(world / "anchor" / "model.safetensors")
+    folder = workdir / "arms" / "random_0.333" / "seed_1"
+    mask = load_mask(folder / "mask.safetensors")
+    after = load_file(folder / "final" / "model.safetensors")
+    moved = {n: x != before[n].astype(np.float32) for n, x in after.items()}
+    assert not any((moved[name] & ~mask[name]).any() for name in moved)
+    tower = [name for name in moved if "visual" in name]
+    assert all(moved[name].any() for name in tower if name.endswith("weight"))
+    sources = {claim["source"] for claim in record["claims"]}
+    assert {"P1, Table 4", "P1, Figure 7"} <= sources
+    text = (workdir / "report.md").read_text()
+    assert "P1 GRPO (Qwen2.5-VL)" in text
+    assert "P1 (Figure 7" in text
