@@ -30,8 +30,9 @@ def get_config() -> ml_collections.ConfigDict:
                 "tie_word_embeddings": False,
                 "rope_parameters": {
                     "rope_type": "default",
-                    # Contexts have some twenty tokens.
-                    "rope_theta": 100.0,
+                    # Rows and columns of 3 cells turn with the lower frequencies, so
+                    # that these must not be low.
+                    "rope_theta": 4.0,
                     "mrope_section": [4, 4, 4],
                 },
             },

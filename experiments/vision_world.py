@@ -7,7 +7,7 @@ weights are not committed: `world_folder` builds them on first use and keeps the
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,18 +31,19 @@ from geomjax.data import shapes
 from geomjax.data.characters import character_tokenizer
 from geomjax.data.image_processor import ImageProcessor
 from geomjax.data.patches import ImagePatches
-from geomjax.data.placeholders import IMAGE_MARK, expand_placeholders
-from geomjax.data.supervised import Responses, pad_responses
+from geomjax.data.placeholders import expand_placeholders
+from geomjax.data.prompts import Example
+from geomjax.data.supervised import pad_responses
 from geomjax.models import hf
 from geomjax.models.families import model_config
 from geomjax.models.load import make_model, stored_tensors
-from geomjax.models.qwen2_5_vl import Qwen25VL, place_images
+from geomjax.models.qwen2_5_vl import Images, Qwen25VL, place_images
 from geomjax.objectives.base import Batch, token_mean
 from geomjax.objectives.sft import cross_entropy
 from geomjax.optim.build import OptimizerSpec, build
-from geomjax.rewards.tokens import pad_answers, token_match
-from geomjax.rollout.sample import sample
-from geomjax.train.step import TrainState, init_state, make_update
+from geomjax.rewards.judge import Judge
+from geomjax.train import evaluate
+from geomjax.train.step import Sampling, init_state, make_supervised_step
 from geomjax.typing import Params
 
 RECIPE = Path(__file__).parent.parent / "configs" / "vision_world.py"
@@ -104,6 +105,13 @@ class Task:
             for question in shapes.QUESTIONS
         }
         self.prompt_length = max(map(len, self.questions.values()))
+        self.sampling = Sampling(
+            samples_per_prompt=1,
+            max_new_tokens=self.response_length,
+            temperature=1.0,
+            stop_tokens=(self.tokenizer.eos_token_id,),
+            pad_token=self.tokenizer.pad_token_id,
+        )
 
     def patches(self, drawn: shapes.Drawn) -> ImagePatches:
         """The image as the model reads it."""
@@ -129,23 +137,19 @@ class Problems(NamedTuple):
     questions: list[str]
     answers: list[str]
 
-    def padded(self, task: Task, answers: list[np.ndarray]) -> tuple[Responses, Any]:
-        """Sequences with given answers, and the images of their prompts."""
-        prompts = [task.questions[question] for question in self.questions]
-        responses = pad_responses(
-            prompts,
-            answers,
-            prompt_length=task.prompt_length,
-            response_length=task.response_length,
-            pad_id=task.tokenizer.pad_token_id,
-        )
-        images = place_images(
+    def prompts(self, task: Task) -> list[np.ndarray]:
+        """Token ids of the questions, with their images' placeholders."""
+        return [task.questions[question] for question in self.questions]
+
+    def images(self, task: Task, rows: Sequence[int]) -> Images:
+        """The images of some of them, as the model takes them."""
+        prompts = self.prompts(task)
+        return place_images(
             task.model.config,
-            prompts,
-            [[image] for image in self.patches],
+            [prompts[i] for i in rows],
+            [[self.patches[i]] for i in rows],
             task.prompt_length,
         )
-        return responses, images
 
 
 class Pool:
@@ -201,7 +205,7 @@ def config_json(
 
 def training_batch(
     task: Task, problems: Problems, generator: np.random.Generator, slips: float
-) -> tuple[Batch, Any]:
+) -> Batch:
     """Right answers as targets; in a share `slips` one token is wrong and no target."""
     answers = [task.answer_ids(text) for text in problems.answers]
     slipped = generator.random(len(answers)) < slips
@@ -211,44 +215,40 @@ def training_batch(
     rows = np.flatnonzero(slipped)
     for row in rows:
         answers[row][places[row]] = drawn[row]
-    padded, images = problems.padded(task, answers)
+    padded = pad_responses(
+        problems.prompts(task),
+        answers,
+        prompt_length=task.prompt_length,
+        response_length=task.response_length,
+        pad_id=task.tokenizer.pad_token_id,
+    )
     padded.completion[rows, task.prompt_length + places[rows]] = False
-    batch = Batch(
+    return Batch(
         tokens=jnp.asarray(padded.tokens),
         positions=jnp.asarray(padded.positions),
         segment_ids=jnp.asarray(padded.segment_ids),
         weights=token_mean(jnp.asarray(padded.completion)),
         behaviour_log_probs=jnp.zeros(padded.tokens.shape, jnp.float32),
+        images=problems.images(task, range(len(answers))),
     )
-    return batch, images
 
 
 def make_accuracy(task: Task, problems: Problems) -> Callable[[Params], float]:
-    """Share of greedy completions that are the answer, token for token."""
-    answers = [task.answer_ids(text) for text in problems.answers]
-    padded, images = problems.padded(task, answers)
-    pad, start = task.tokenizer.pad_token_id, task.prompt_length
-    prompts = tuple(jnp.asarray(array[:, :start]) for array in padded[:3])
-    expected = jnp.asarray(pad_answers(answers, task.response_length, pad))
-
-    @jax.jit
-    def accuracy(params: Params, prompts: Any, images: Any) -> jax.Array:
-        tokens, positions, segment_ids = prompts
-        drawn = sample(
-            task.model.with_images(images),
-            params,
-            tokens,
-            positions,
-            segment_ids,
-            jax.random.key(0),
-            max_new_tokens=task.response_length,
-            stop_tokens=(task.tokenizer.eos_token_id,),
-            temperature=0.0,
-            pad_token=pad,
-        )
-        return token_match(drawn.tokens[:, start:], expected).mean()
-
-    return lambda params: float(accuracy(params, prompts, images))
+    """Share of greedy completions that are the answer."""
+    pairs = zip(problems.questions, problems.answers, strict=True)
+    examples = [Example(q, answer, i) for i, (q, answer) in enumerate(pairs, start=1)]
+    scores = evaluate.make_accuracy(
+        task.model,
+        task.tokenizer,
+        problems.prompts(task),
+        examples,
+        task.sampling,
+        Judge("exact"),
+        prompt_length=task.prompt_length,
+        batch_size=min(256, len(examples)),
+        images_of=partial(problems.images, task),
+    )
+    return lambda params: float(scores(params).mean())
 
 
 def stored(params: Params) -> Params:
@@ -284,13 +284,7 @@ def train(
         hf.roles(model.config),
     )
 
-    @partial(jax.jit, donate_argnums=0)
-    def step(state: TrainState, batch: Batch, images: Any):
-        objective = cross_entropy(model.with_images(images))
-        update = make_update(objective, tx, micro_batches=1)
-        *updated, metrics = update(state.params, state.opt_state, {}, batch)
-        return TrainState(state.step + 1, *updated), metrics["loss"]
-
+    step = make_supervised_step(cross_entropy(model), tx)
     state = init_state(model.init(jax.random.key(config.seed)), tx)
     images_from, problems_from = np.random.default_rng(config.seed + 1).spawn(2)
     pool = Pool(task, images_from, config.num_training_images)
@@ -299,11 +293,11 @@ def train(
     for index in progress:
         problems = pool.problems(problems_from, config.batch_size)
         batch = training_batch(task, problems, problems_from, config.slips)
-        state, loss = step(state, *batch)
+        state, metrics = step(state, {}, batch)
         if "anchor" not in snapshots and index % config.evaluate_every == 0:
             candidate = stored(state.params)
             reached = accuracy(candidate)
-            progress.set_postfix(loss=float(loss), accuracy=reached)
+            progress.set_postfix(loss=float(metrics["loss"][0]), accuracy=reached)
             if reached >= config.anchor_accuracy:
                 snapshots["anchor"] = index, candidate
     snapshots["teacher"] = config.teacher_steps, stored(state.params)
@@ -354,7 +348,7 @@ def write_problems(output: Path, generator: np.random.Generator, count: int) -> 
             name = f"images/{i:05d}.png"
             (output / name).write_bytes(shapes.png(drawn.pixels))
             row = {
-                "prompt": IMAGE_MARK + question,
+                "prompt": shapes.prompt(question),
                 "answer": shapes.answer(drawn.cells, question),
                 "images": [name],
             }

@@ -61,8 +61,8 @@ def test_slips_are_no_targets_and_the_rest_is_right(task):
     pool = vision_world.Pool(task, generator, 8)
     problems = pool.problems(generator, 64)
     start = task.prompt_length
-    right, _ = vision_world.training_batch(task, problems, generator, slips=0.0)
-    wrong, _ = vision_world.training_batch(task, problems, generator, slips=1.0)
+    right = vision_world.training_batch(task, problems, generator, slips=0.0)
+    wrong = vision_world.training_batch(task, problems, generator, slips=1.0)
     for row, text in enumerate(problems.answers):
         ids = task.answer_ids(text)
         told, targets = (
