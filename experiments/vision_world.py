@@ -192,6 +192,7 @@ def config_json(
         "model_type": "qwen2_5_vl",
         "dtype": "bfloat16",
         "vocab_size": len(tokenizer),
+        "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
         "vision_start_token_id": ids[START],

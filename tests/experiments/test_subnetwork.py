@@ -306,14 +306,7 @@ def test_the_vision_language_world(tmp_path, monkeypatch):
     config = get_config("vision_smoke")
     workdir = tmp_path / "run"
     record = subnetwork.run(config, workdir)
-    assert set(record["runs"]) == {
-        "opd",
-        "rlvr",
-        "own_0.333",
-        "rlvr_0.333",
-        "random_0.333",
-        "rlvr_own_0.333",
-    }
+    assert set(record["runs"]) == {"opd", "own_0.333", "random_0.333"}
     assert record["config"]["student"] == ""
     assert set(record["compilations"].values()) == {1}
     (world,) = (tmp_path / "cache" / "geomjax").glob("vision_world-*")
@@ -325,8 +318,7 @@ def test_the_vision_language_world(tmp_path, monkeypatch):
     assert not any((moved[name] & ~mask[name]).any() for name in moved)
     tower = [name for name in moved if "visual" in name]
     assert all(moved[name].any() for name in tower if name.endswith("weight"))
-    sources = {claim["source"] for claim in record["claims"]}
-    assert {"P1, Table 4", "P1, Figure 7"} <= sources
+    assert "P1, Figure 7" in {claim["source"] for claim in record["claims"]}
     text = (workdir / "report.md").read_text()
     assert "P1 GRPO (Qwen2.5-VL)" in text
     assert "P1 (Figure 7" in text

@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from transformers import Qwen2_5_VLConfig
 
 from configs.vision_world import get_config
 from experiments import vision_world
@@ -137,3 +138,19 @@ def test_a_recipe_without_an_anchor_is_refused(task):
     config.update(SMALL | {"anchor_accuracy": 2.0, "teacher_steps": 2})
     with pytest.raises(ValueError, match="no snapshot reached an accuracy of 2.0"):
         vision_world.train(config, task, lambda params: 0.0)
+
+
+def test_transformers_reads_the_same_configuration(task):
+    fields = vision_world.config_json(get_config(), task.tokenizer)
+    read = Qwen2_5_VLConfig.from_dict(fields)
+    ours = task.model.config
+    text, vision = read.text_config, read.vision_config
+    assert text.vocab_size == ours.text.vocab_size == len(task.tokenizer)
+    assert text.hidden_size == vision.out_hidden_size == ours.text.hidden_size
+    assert text.num_key_value_heads == ours.text.num_kv_heads
+    assert text.rope_parameters["rope_theta"] == ours.text.rope_theta
+    assert tuple(text.rope_parameters["mrope_section"]) == ours.mrope_sections
+    assert vision.window_size == ours.vision.window_size
+    assert vision.fullatt_block_indexes == [1]
+    assert read.image_token_id == ours.image_token
+    assert read.bos_token_id is None
