@@ -142,6 +142,11 @@ def check(config: ml_collections.ConfigDict) -> None:
         for mask, arm in NEEDS.items()
         if mask in config.masks and arm not in config.arms
     ]
+    arms = [m.arm for m in plan(config)]
+    problems += [
+        f"masks: {arm} occurs more than once; files need names of their own"
+        for arm in sorted({arm for arm in arms if arms.count(arm) > 1})
+    ]
     if "other_seed" in config.masks and len(config.seeds) < 2:
         problems.append("mask other_seed: expected at least two seeds")
     refuse(problems)

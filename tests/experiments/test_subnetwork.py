@@ -142,6 +142,7 @@ def test_a_mask_of_another_model_is_refused(begun, tmp_path):
         ("curve_densities", (-0.1,), "density -0.1"),
         ("curve_densities", (0.1, 0.1), "expected each once"),
         ("masks", ("own", "biggest"), "mask 'biggest'; known: own"),
+        ("masks", ("own", "own"), "own_0.175 occurs more than once"),
         ("curve_masks", ("matched_random",), "matched_random is no kind among masks"),
         ("seeds", (0,), "other_seed: expected at least two seeds"),
         ("masks", ("rlvr",), "mask rlvr: there is no arm rlvr to make it of"),

@@ -153,4 +153,4 @@ def test_transformers_reads_the_same_configuration(task):
     assert vision.window_size == ours.vision.window_size
     assert vision.fullatt_block_indexes == [1]
     assert read.image_token_id == ours.image_token
-    assert read.bos_token_id is None
+    assert text.bos_token_id is None
