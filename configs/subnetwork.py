@@ -21,9 +21,7 @@ from configs import p1_opd, study
 def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     """The configuration of a variant: tiny, smoke, vision, vision_smoke or paper."""
     config = study.tiny()
-    # `vision` takes student, teacher and prompts from the small vision-language world
-    # (`experiments.vision_world`), whose recipe may be changed here.
-    config.world = ""
+    # Changes to the recipe of the small vision-language world, where `world` is vision.
     config.vision_recipe = {}
     # Full runs. All train at the ablation's rate, masked runs too: P1 keeps the rate.
     config.arms = {

@@ -59,9 +59,8 @@ FULL = ("opd", "rlvr", "opd_other_teacher")
 SHOWN = ("own", "rlvr", "random")
 """The masks of P1, whose runs have their geometry measured and curves drawn."""
 
-WORLDS = ("", "vision")
-"""Where empty settings of checkpoints and prompts come from: the tiny world, or the
-small vision-language world."""
+VISION = "vision"
+"""The `world` of `experiments.vision_world`, beside those of `configs.tiny_world`."""
 
 NEEDS = {"rlvr": "rlvr", "other_teacher": "opd_other_teacher"}
 """The full run that a kind of mask is made of, where it is not OPD's."""
@@ -92,8 +91,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
 
 
 def located(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The configuration with the checkpoints and prompts of its world."""
-    if not config.world:
+    """The configuration with the places of the vision-language world, where it asks."""
+    if config.world != VISION:
         return config
     folder = world_folder(config.vision_recipe.to_dict())
     found = config.copy_and_resolve_references()
@@ -117,8 +116,6 @@ def check(config: ml_collections.ConfigDict) -> None:
     ]
     if "opd" not in config.arms:
         problems.append("there is no arm opd; the others are compared with it")
-    if config.world not in WORLDS:
-        problems.append(f"world {config.world!r}; known: {', '.join(WORLDS)}")
     densities = (config.density, *config.curve_densities)
     problems += [
         f"density {density}: expected above 0 and at most 1"
@@ -225,6 +222,7 @@ def _write(
     masked: list[Masked],
     found: shown.Found,
 ) -> dict[str, Any]:
+    world = VISION if config.world == VISION else ""
     compared = [
         m.arm for m in masked if m.rule in SHOWN and m.density == config.density
     ]
@@ -243,7 +241,7 @@ def _write(
     return write_results(
         study,
         arms,
-        claims(config.density, found, config.world),
+        claims(config.density, found, world),
         "Subnetworks",
         "Which coordinates does on-policy distillation need? Training on a share of "
         "them, after arXiv 2606.13657, with controls and with masks that are known "
@@ -251,17 +249,17 @@ def _write(
         {
             "Density": [
                 *([shown.density_plot(found, curves)] if curves else []),
-                shown.runs_table(found, config.world),
+                shown.runs_table(found, world),
             ],
             "Do trainings move the same coordinates?": [
-                shown.supports_table(found, config.world),
+                shown.supports_table(found, world),
                 shown.masks_table(found, config.density),
             ],
             "How near to full training": [shown.agreement_table(found)],
             "Geometry, with the papers' numbers": [
                 beside_table(
                     {name: arms[name] for name in config.arms},
-                    VISION_PAPERS if config.world == "vision" else PAPERS,
+                    VISION_PAPERS if world else PAPERS,
                 )
             ],
         },

@@ -146,7 +146,6 @@ def test_a_mask_of_another_model_is_refused(begun, tmp_path):
         ("curve_masks", ("matched_random",), "matched_random is no kind among masks"),
         ("seeds", (0,), "other_seed: expected at least two seeds"),
         ("masks", ("rlvr",), "mask rlvr: there is no arm rlvr to make it of"),
-        ("world", "sound", "world 'sound'; known: , vision"),
     ],
 )
 def test_settings_out_of_range_are_refused(field, value, message, tmp_path):
