@@ -60,8 +60,8 @@ class Entry(NamedTuple):
         return shlex.join(["python", *arguments]).replace(f"{CONFIGS}", CONFIGS.name)
 
     def finished(self, workdir: Path) -> bool:
-        """Whether it has ended in `workdir`'s folder of its name."""
-        return (workdir / self.name / RESULTS).exists()
+        """Whether it has ended in `workdir`'s folder of its name, report and all."""
+        return all((workdir / self.name / file).exists() for file in (RESULTS, REPORT))
 
     def check(self, workdir: Path, *, smoke: bool) -> None:
         """Refuses a folder that was begun with another configuration.
@@ -76,7 +76,7 @@ class Entry(NamedTuple):
 
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
-RESULTS = "results.json"
+RESULTS, REPORT = "results.json", "report.html"
 
 _HALF = MappingProxyType({"num_steps": 100, "evaluate_every": 10})
 _CONTROLS = _HALF | {"moment_matrices": ("layers.self_attn.o_proj:1",)}

@@ -105,6 +105,7 @@ def finish(workdir, name, claims=()):
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     record = {"claims": list(claims), "environment": {"jax": "0.10"}}
     (folder / "results.json").write_text(json.dumps(record))
+    (folder / "report.html").touch()
 
 
 @pytest.fixture
@@ -135,6 +136,13 @@ def test_what_has_finished_is_not_run_again(studies, tmp_path):
     assert rows[1].endswith("| 2 | 3 |")
     assert reproduce.run(tmp_path, [FIRST, SECOND]).exists()
     assert started == [SECOND.name]
+
+
+def test_a_study_without_its_report_has_not_finished(studies, tmp_path):
+    finish(tmp_path, FIRST.name)
+    (tmp_path / FIRST.name / "report.html").unlink()
+    reproduce.run(tmp_path, [FIRST])
+    assert studies[1] == [FIRST.name]
 
 
 def test_a_study_that_fails_does_not_stop_the_others(studies, tmp_path):
