@@ -6,8 +6,9 @@ r"""Which coordinates training needs: masks, densities and overlaps (P1, Table 4
 
 Variants: `tiny` (the tiny world, 66 short runs), `smoke` (a minute), `vision` (a small
 Qwen2.5-VL that reads drawn shapes, built on first use: P1's Figure 7 in 18 runs),
-`vision_smoke` (the same at its smallest), `paper` (P1's settings and model names; a
-description, for a cluster).
+`vision_smoke` (the same at its smallest), `midsize` (104 million parameters, for one
+GPU; compiled, not run), `paper` (P1's settings and model names; a description, for a
+cluster).
 
 P1 = arXiv 2606.13657. "ours" marks what the paper does not give, or what the tiny world
 changes.
@@ -19,7 +20,7 @@ from configs import p1_opd, study
 
 
 def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
-    """The configuration of a variant: tiny, smoke, vision, vision_smoke or paper."""
+    """The configuration of a variant, see above."""
     config = study.tiny()
     # Changes to the recipe of the small vision-language world, where `world` is vision.
     config.vision_recipe = {}
@@ -86,13 +87,24 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
         _vision(config)
         if variant == "vision_smoke":
             _shrink_vision(config)
+    elif variant == "midsize":
+        _midsize(config)
     elif variant == "paper":
         _paper(config)
     elif variant != "tiny":
         raise ValueError(
-            f"variant {variant!r}; known: tiny, smoke, vision, vision_smoke, paper"
+            f"variant {variant!r}; known: tiny, smoke, vision, vision_smoke, midsize, "
+            "paper"
         )
     return config
+
+
+def _midsize(config: ml_collections.ConfigDict) -> None:
+    """P1's masks at the size at which bfloat16 sparsity should appear by itself."""
+    # Another teacher would be another model of that size, trained from nothing.
+    del config.arms["opd_other_teacher"]
+    config.masks = tuple(mask for mask in config.masks if mask != "other_teacher")
+    study.midsize(config)
 
 
 def _vision(config: ml_collections.ConfigDict) -> None:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import dynamics, subspace_locking, training_regimes
+from configs import dynamics, subnetwork, subspace_locking, training_regimes
 from configs.tiny_world import VARIANTS
 from configs.tiny_world import get_config as get_recipe
 from experiments import tiny_world
@@ -18,6 +18,7 @@ from experiments.studies.begin import begin
 from experiments.studies.run import Run
 from experiments.studies.study import Study
 from experiments.studies.worlds import in_world
+from experiments.subnetwork import check, located
 from geomjax.data.batches import PromptBatch
 from geomjax.models.config import DecoderConfig
 from geomjax.models.load import Loaded, make_decoder
@@ -28,7 +29,9 @@ STUDIES = {
     "training_regimes": training_regimes,
     "subspace_locking": subspace_locking,
     "dynamics": dynamics,
+    "subnetwork": subnetwork,
 }
+MIDSIZE = ("training_regimes", "subspace_locking", "subnetwork")
 
 
 def decoder(recipe, vocab_size=16):
@@ -96,9 +99,8 @@ def test_problems_fit_the_models_and_the_base_comes_first(variant):
 @pytest.mark.parametrize(
     ("study", "variant"),
     [
-        *((name, "tiny_deep") for name in STUDIES),
-        ("training_regimes", "midsize"),
-        ("subspace_locking", "midsize"),
+        *((name, "tiny_deep") for name in STUDIES if name != "subnetwork"),
+        *((name, "midsize") for name in MIDSIZE),
     ],
 )
 def test_studies_hold_out_what_their_world_held_out_and_fit_its_problems(
@@ -116,8 +118,12 @@ def test_studies_hold_out_what_their_world_held_out_and_fit_its_problems(
     assert recipe.operations[1] + 1 <= config.max_new_tokens
     if variant == "midsize":
         rates = {name: arm.learning_rate for name, arm in config.arms.items()}
-        assert rates.pop("sft") == 1e-5
+        assert rates.pop("sft", 1e-5) == 1e-5
         assert set(rates.values()) == {1e-6}
+    if study == "subnetwork":
+        check(config)
+        # No paths: `begin` finds the world.
+        assert located(config).student == ""
 
 
 def brief(variant):
