@@ -72,7 +72,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
             sent = sum(found["sent_bytes"].values())
             moved = links = ""
             if found["chip_bytes"] is not None:
-                moved = f"{sent / 1e9:.3g} GB"
+                moved = f"{sent / 1e9:,.1f} GB"
                 links = f"{sent / chip.link_bytes_per_s:.3g} s"
             cells.append(
                 (

@@ -149,7 +149,7 @@ def test_a_table_of_rows(tmp_path):
     update, rollout = aot_table.table([row])[2:]
     assert update == (
         "| Qwen3-1.7B < Qwen3-4B | `v5e:2x2` | `fsdp=4` | update | 128 | 12 s "
-        "| 3.00 GiB | 1 s | 200 GB | 1 s |"
+        "| 3.00 GiB | 1 s | 200.0 GB | 1 s |"
     )
     assert "| does not fit, 20G of 15.75G | 1 s |  |  |" in rollout
 
