@@ -35,6 +35,7 @@ from experiments.studies.masks import (
     Masks,
     agreement,
     compare_masks,
+    compare_supports,
     keep_mask,
     read_mask,
     stored_source,
@@ -46,7 +47,6 @@ from experiments.studies.study import Start, Study
 from experiments.studies.subnetwork_claims import claims
 from experiments.tiny_world import build_world
 from experiments.vision_world import PROMPTS, world_folder
-from geomjax.analysis.overlap import overlap, summarize_overlap
 from geomjax.data.same_tokenizer import require_same_tokenizer
 from geomjax.data.tokenizers import load_tokenizer
 from geomjax.models.load import checkpoint_directory, load
@@ -330,7 +330,7 @@ def supports(
         after["opd_other_seed"] = [*after["opd"][1:], after["opd"][0]]
     return {
         pair: [
-            summarize_overlap(overlap(source, first, second))["global"]
+            compare_supports(source, first, second)
             for first, second in _distinct(
                 b, list(zip(after[a], after[b], strict=True))
             )

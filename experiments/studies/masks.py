@@ -1,6 +1,7 @@
 """Masks of one seed, by where they are from, and how masks and ends compare."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,8 +10,13 @@ import ml_dtypes
 import numpy as np
 
 from experiments.studies.study import Study
-from geomjax.analysis.overlap import MaskCounts, describe
-from geomjax.checkpoints import DictSource
+from geomjax.analysis.overlap import (
+    MaskCounts,
+    describe,
+    overlap,
+    summarize_overlap,
+)
+from geomjax.checkpoints import CheckpointSource, DictSource
 from geomjax.models import hf
 from geomjax.optim.mask_file import load_mask, save_mask
 from geomjax.optim.mask_select import (
@@ -121,17 +127,42 @@ def compare_masks(study: Study, a: Any, b: Any) -> dict[str, Any]:
     tensor, as many as each mask has there, would share. Above the plain chance level,
     it is how far the masks agree on the tensors alone.
     """
-    counts, expected = MaskCounts(0, 0, 0, 0), 0.0
     in_b = tensors_of(study, b)
+    tensors = []
     for name, mask in tensors_of(study, a).items():
         other = in_b[name]
-        ours = MaskCounts(
-            mask.size, int(mask.sum()), int(other.sum()), int((mask & other).sum())
+        tensors.append(
+            MaskCounts(
+                mask.size, int(mask.sum()), int(other.sum()), int((mask & other).sum())
+            )
         )
-        counts += ours
-        expected += ours.a * ours.b / ours.numel
-    per_tensor = expected / counts.a if counts.a else None
-    return describe(counts) | {"covered_by_b_chance_per_tensor": per_tensor}
+    total = sum(tensors, MaskCounts(0, 0, 0, 0))
+    return describe(total) | chance_within(tensors)
+
+
+def compare_supports(
+    source: CheckpointSource, a: CheckpointSource, b: CheckpointSource
+) -> dict[str, Any]:
+    """The same of the coordinates that two updates moved by more than 1e-5, stored.
+
+    Args:
+      source: The checkpoint that both trainings started from.
+      a: The first trained one.
+      b: The second.
+    """
+    rows = overlap(source, a, b)
+    counted = [row for row in rows if row["both"] is not None]
+    tensors = [
+        MaskCounts(row["numel"], row["a"], row["b"], row["both"]) for row in counted
+    ]
+    return summarize_overlap(rows)["global"] | chance_within(tensors)
+
+
+def chance_within(tensors: Sequence[MaskCounts]) -> dict[str, float | None]:
+    """Coverage of a by b, were both at random in each tensor and as large there."""
+    size = sum(counts.a for counts in tensors)
+    expected = math.fsum(counts.a * counts.b / counts.numel for counts in tensors)
+    return {"covered_by_b_chance_per_tensor": expected / size if size else None}
 
 
 def stored_source(study: Study, params: Params) -> DictSource:
