@@ -54,7 +54,7 @@ def get_config() -> ml_collections.ConfigDict:
             "learning_rate": 2e-3,
             "warmup_steps": 50,
             "batch_size": 64,
-            # Distinct images to train on; every question is asked of each.
+            # Distinct images to train on; image and question are drawn at random.
             "num_training_images": 4096,
             # The anchor is the first evaluated snapshot whose greedy accuracy reaches
             # anchor_accuracy; the rate falls to zero over the teacher's steps.

@@ -23,7 +23,6 @@ from tqdm import tqdm
 
 from experiments.common import cli
 from experiments.common import workdir as workdirs
-from experiments.common.environment import command
 from experiments.reproduction.document import Status, write_document
 from experiments.reproduction.plan import ENTRIES, Entry, select
 from experiments.reproduction.process import Ended, run_process
@@ -79,7 +78,7 @@ def run(
     for entry in ENTRIES:
         entry.check(workdir, smoke=smoke)
     workdir.mkdir(parents=True, exist_ok=True)
-    failed: dict[str, str] = {}
+    failed: dict[str, Ended] = {}
     path = _write(workdir, failed, smoke=smoke)
     missing = [entry for entry in entries if not entry.finished(workdir)]
     interval = 0.5 if sys.stderr.isatty() else 60
@@ -89,12 +88,14 @@ def run(
             if ended.status == cli.PREEMPTED_STATUS:
                 raise Preempted(f"{entry.name} was told to end; start the same again")
             if ended.status or not entry.finished(workdir):
-                failed[entry.name] = f"failed ({ended.status}): {ended.message}"
+                failed[entry.name] = ended
             path = _write(workdir, failed, smoke=smoke)
             bar.update()
     if failed:
         listed = "\n".join(
-            f"  {name} {why}; see {_log(workdir, name)}" for name, why in failed.items()
+            f"  {name} failed ({ended.status}): {ended.message}; "
+            f"see {_log(workdir, name)}"
+            for name, ended in failed.items()
         )
         raise ValueError(f"{len(failed)} of {len(missing)} studies failed:\n{listed}")
     return path
@@ -130,18 +131,22 @@ def _times(path: Path) -> dict[str, list[float]]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def _write(workdir: Path, failed: dict[str, str], *, smoke: bool) -> Path:
+def _write(workdir: Path, failed: dict[str, Ended], *, smoke: bool) -> Path:
     found: dict[str, Results] = {}
     statuses = []
     times = _times(workdir / TIMES)
     for entry in ENTRIES:
-        state = failed.get(entry.name, "not run")
+        # What a study says as it fails may name folders of this machine.
+        ended = failed.get(entry.name)
+        state = "not run" if ended is None else f"failed ({ended.status})"
         if entry.finished(workdir):
             found[entry.name] = read_results(workdir / entry.name)
             state = "finished"
         wall, cpu = times.get(entry.name, (None, None))
         statuses.append(Status(entry, state, wall, cpu))
-    return write_document(workdir, statuses, found, command(), smoke=smoke)
+    command = "python -m experiments.reproduce --workdir=runs/reproduction"
+    command += " --smoke" if smoke else ""
+    return write_document(workdir, statuses, found, command, smoke=smoke)
 
 
 if __name__ == "__main__":

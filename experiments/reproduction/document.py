@@ -20,11 +20,12 @@ PAPERS = {
     "ours": "Beyond the papers",
 }
 LEAD = (
-    "Every table and figure of the two papers, with what this project's bundled tiny "
-    "world gives beside what they print. The papers' models have 1 to 14 billion "
-    "parameters and are not at hand; the tiny world has a width of 128 and a task of "
-    "its own, so numbers cannot agree, and what is compared is orders and signs. Every "
-    "claim was written down with its statistic and threshold before a run; one that "
+    "Every table and figure of the two papers, with what this project's small worlds "
+    "give beside what they print. The papers' models have 1 to 14 billion parameters "
+    "and are not at hand; the bundled world has a width of 128 and a task of its own, "
+    "and the others (136 tokens; width 256; drawn shapes) are hardly larger, so "
+    "numbers cannot agree, and what is compared is orders and signs. Studies differ in "
+    "their number of updates: see their commands. Every claim was written down with its statistic and threshold before a run; one that "
     "does not hold is a finding."
 )
 UNIT_NOTE = (

@@ -92,7 +92,7 @@ ENTRIES = (
     Entry("precision", "precision", settings=_HALF),
     Entry("dynamics", "dynamics"),
     Entry("subnetwork_vision", "subnetwork", "vision", "vision_smoke"),
-    # In three further worlds, two of which are built first.
+    # In three worlds, two of which are built first.
     Entry("opd_variants", "opd_variants"),
     # A hundred and twenty runs.
     Entry(

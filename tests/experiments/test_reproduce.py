@@ -152,7 +152,10 @@ def test_a_study_that_fails_does_not_stop_the_others(studies, tmp_path):
     with pytest.raises(ValueError, match=message):
         reproduce.run(tmp_path, [FIRST, SECOND])
     assert started == [FIRST.name, SECOND.name]
-    assert "no such folder" in (tmp_path / "REPRODUCTION.md").read_text()
+    document = (tmp_path / "REPRODUCTION.md").read_text()
+    assert "failed (1)" in document
+    assert str(tmp_path) not in document
+    assert "no such folder" not in document
     del outcomes[FIRST.name]
     reproduce.run(tmp_path, [FIRST, SECOND])
     assert started[2:] == [FIRST.name]

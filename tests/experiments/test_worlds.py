@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from configs import dynamics, subnetwork, subspace_locking, training_regimes
@@ -16,7 +17,7 @@ from experiments.common.world import load_world
 from experiments.studies import worlds
 from experiments.studies.begin import begin
 from experiments.studies.run import Run
-from experiments.studies.study import Study
+from experiments.studies.study import Start, Study
 from experiments.studies.worlds import in_world
 from experiments.subnetwork import check, located
 from geomjax.data.batches import PromptBatch
@@ -195,10 +196,19 @@ def array(dtype: Any, *shape: int) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["responses", "distill", "reward"])
-def test_a_step_of_the_midsize_world_compiles_without_its_weights(midsize, kind):
+@pytest.mark.parametrize(
+    ("kind", "masked"),
+    [("responses", False), ("distill", False), ("reward", False), ("distill", True)],
+)
+def test_a_step_of_the_midsize_world_compiles_without_its_weights(
+    midsize, kind, masked
+):
     config, world = midsize.config, midsize.world
     shapes = world.student.params
+    mask = None
+    if masked:
+        # Its values are part of the program; broadcast, they take no memory here.
+        mask = jax.tree.map(lambda x: np.broadcast_to(np.bool_(1), x.shape), shapes)
     prompts = config.prompts_per_step
     rows = prompts * config.samples_per_prompt
     ids = array(jnp.int32, prompts, world.prompt_length)
@@ -208,7 +218,8 @@ def test_a_step_of_the_midsize_world_compiles_without_its_weights(midsize, kind)
     rollout = jax.eval_shape(draw, shapes, batch, key)
     assert rollout.tokens.shape == (rows, world.prompt_length + config.max_new_tokens)
     run = Run("arm", kind, 1e-6, 0)
-    tx = midsize._transform(run, None)
+    start = Start(shapes, mask=mask)
+    tx = midsize._transform(run, start)
     state = jax.eval_shape(lambda params: init_state(params, tx), shapes)
     extras: Any = ()
     if kind != "responses":
@@ -216,7 +227,7 @@ def test_a_step_of_the_midsize_world_compiles_without_its_weights(midsize, kind)
         controls = Controls(number, number, flag)
         extras = PolicyExtras(array(jnp.float32, rows), controls, key)
     context = shapes if kind == "distill" else {}
-    learn = midsize._program(run, tx, free=True)
+    learn = midsize._program(run, tx, start)
     compiled = learn.lower(state, context, rollout, extras).compile()
     memory = compiled.memory_analysis()
     # Masters and both moments in float32, and the teacher.
