@@ -284,11 +284,12 @@ class _Work(NamedTuple):
         return load(self.source, self.tuned, stack, self.plan, whole=bool(self.seeds))
 
     def keeps(self, stack: Stack) -> bool:
-        """Whether there is room to keep the vectors of a stack's long side."""
+        """Whether there is room to keep vectors and keys between the passes."""
         if stack.layout is None:
             return False
         needed = working_bytes(stack.layout, stack.blocks)
-        return needed + kept_bytes(stack.layout, stack.blocks) <= self.memory // 2
+        needed += kept_bytes(stack.layout, stack.blocks)
+        return needed <= min(self.memory // 2, _device_memory(self.mesh))
 
     def needed(self, stack: Stack) -> int:
         """Memory that a stack takes, in bytes, about."""
@@ -362,6 +363,13 @@ class _Work(NamedTuple):
         layout = stack.layout._replace(source_dtype=dtypes[0], tuned_dtype=dtypes[1])
         of_null = stack._replace(layout=layout)
         return of_null, Loaded(to_blocks(blocks[0], blocks[1], of_null), whole)
+
+
+def _device_memory(mesh: Mesh | None) -> float:
+    """Half of the memory of a stack's devices; infinite where it is the host's."""
+    devices = jax.local_devices()[:1] if mesh is None else list(mesh.local_devices)
+    stats = devices[0].memory_stats() or {}
+    return len(devices) * stats.get("bytes_limit", float("inf")) / 2
 
 
 class _Measured(NamedTuple):

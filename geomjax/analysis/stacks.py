@@ -84,9 +84,9 @@ def working_bytes(layout: Layout, blocks: int) -> int:
 def kept_bytes(layout: Layout, blocks: int) -> int:
     """Memory for `rounds.Vectors`, where they are kept between passes, about.
 
-    Two times k vectors in float64, and four keys of 4 bytes for each entry.
+    Up to k vectors of W and of W' in float64, and four keys of 4 bytes for each entry.
     """
-    k = min(512, layout.r // 2)
+    k = max(min(512, layout.r // 2), layout.r // 5)
     return layout.depth * 16 * (k + layout.r) * layout.columns * blocks
 
 

@@ -13,10 +13,10 @@ import os
 import re
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import jax
@@ -218,7 +218,7 @@ class TrainCheckpoints:
                 found = json.loads((folder / CHECKSUMS).read_text())
             except (FileNotFoundError, ValueError):
                 return None
-            return found if isinstance(found, dict) else None
+            return found if isinstance(found, dict) and _stay_inside(found) else None
 
         wanted = hosts.on_main(listed)
         if wanted is None:
@@ -283,6 +283,11 @@ class _Manager(ocp.CheckpointManager):  # type: ignore[misc]
         self.settled = threading.Event()
         self.settled.set()
         self.failure: BaseException | None = None
+        for name in ("_finalize", "_wait_for_checkpointers"):
+            if not hasattr(ocp.CheckpointManager, name):
+                raise ImportError(
+                    f"this orbax-checkpoint has no CheckpointManager.{name}"
+                )
         super().__init__(*arguments, **options)
 
     @property
@@ -333,6 +338,12 @@ class _Manager(ocp.CheckpointManager):  # type: ignore[misc]
             super()._finalize(*arguments)
         finally:
             self.settled.set()
+
+
+def _stay_inside(names: Iterable[str]) -> bool:
+    """Whether there are names, and none leads out of the folder that lists them."""
+    paths = [PurePosixPath(name) for name in names]
+    return bool(paths) and not any(p.is_absolute() or ".." in p.parts for p in paths)
 
 
 def _checksum(path: Path) -> list[int]:

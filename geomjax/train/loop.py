@@ -120,7 +120,8 @@ def run(
     checkpoints = TrainCheckpoints(
         directory / "checkpoints", config_hash=config_hash, keep=schedule.keep
     )
-    with closing(checkpoints), PreemptionNotice() as notice:
+    # A signal that comes late is passed on when the last save has ended.
+    with PreemptionNotice() as notice, closing(checkpoints):
         restored = checkpoints.restore(state)
         for step in checkpoints.skipped:
             tell(

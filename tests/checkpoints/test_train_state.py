@@ -199,6 +199,17 @@ def _truncate_listing(directory, step):
     path.write_text(path.read_text()[:-5])
 
 
+def _list_nothing(directory, step):
+    (directory / "states" / step / CHECKSUMS).write_text("{}")
+
+
+def _list_a_file_elsewhere(directory, step):
+    path = directory / "states" / step / CHECKSUMS
+    listed = json.loads(path.read_text()) | {"../../../outside": [0, 0]}
+    (directory.parent / "outside").touch()
+    path.write_text(json.dumps(listed))
+
+
 def _flip(path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -220,6 +231,8 @@ DAMAGES = [
     _remove_item,
     _remove_listing,
     _truncate_listing,
+    _list_nothing,
+    _list_a_file_elsewhere,
     _flip_a_bit,
     _flip_a_bit_of_the_record,
 ]
