@@ -108,6 +108,20 @@ class Arm(NamedTuple):
         """Late test accuracy, one a seed."""
         return late(self.measured.accuracy()).tolist()
 
+    def lost(self, other: "Arm") -> tuple[float | None, ...]:
+        """Late accuracy that another arm is short of, one a seed.
+
+        None where this arm gained no more than `TOLERANCE_POINTS`: what never trained
+        would be within them too.
+        """
+        gained = [gain > TOLERANCE_POINTS for gain in self.measured.gain()]
+        return tuple(
+            loss if enough else None
+            for loss, enough in zip(
+                differences(self.late(), other.late()), gained, strict=True
+            )
+        )
+
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """Runs all arms, measures them and their nulls, and writes results and report."""
@@ -260,8 +274,8 @@ def claims(arms: dict[str, Arm]) -> list[Verdict]:
         least, most = (opd[rate, FLOAT32].unchanged() for rate in (rates[0], rates[-1]))
         found.append(
             Verdict(
-                "The lower the learning rate, the sparser OPD's update looks",
-                "ours; P2 compares regimes at different rates",
+                "Check: the lower the learning rate, the sparser OPD's update looks",
+                "ours; expected of rounding alone; P2 compares regimes across rates",
                 f"share unchanged in bfloat16, at {rates[0]:g} less at {rates[-1]:g}",
                 "above",
                 0.0,
@@ -287,8 +301,8 @@ def _of_masters(rate: str, arm: Arm) -> list[Verdict]:
             arm.unchanged(),
         ),
         (
-            f"Most weights that look unchanged after OPD at {rate} did move",
-            "ours; the papers have no masters",
+            f"Check: most weights that look unchanged after OPD at {rate} moved",
+            "ours; expected of any optimizer that moves all masters",
             "of the weights unchanged in bfloat16, the share that moved in float32",
             "above",
             0.5,
@@ -343,10 +357,10 @@ def _of_storage(
         (
             f"Stochastic rounding keeps the accuracy at {rate}",
             "late accuracy, float32 masters less stochastic; "
-            f"{TOLERANCE_POINTS:.0%} may go",
+            f"{TOLERANCE_POINTS:.0%} may go, of a gain above that",
             "below",
             TOLERANCE_POINTS,
-            differences(masters.late(), stochastic.late()),
+            masters.lost(stochastic),
         ),
     )
     ours = "ours; the papers do not compare"

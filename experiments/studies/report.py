@@ -13,7 +13,7 @@ from experiments.common import workdir as workdirs
 from experiments.common.environment import command, environment
 from experiments.common.outcome import LATE
 from experiments.studies.measured import Measured
-from experiments.studies.verdict import Verdict
+from experiments.studies.verdict import Spread, Verdict
 from geomjax.analysis import plots
 from geomjax.analysis import report as reports
 from geomjax.analysis.report import Cell, Column, Estimate, Table
@@ -154,7 +154,7 @@ def _band(arms: Arms) -> tuple[plots.BandKind, str]:
 def write_results(
     study: Ran,
     arms: Arms,
-    claims: Sequence[Verdict],
+    claims: Sequence[Verdict | Spread],
     title: str,
     lead: str,
     sections: Mapping[str, Sequence[Any]],

@@ -7,6 +7,8 @@ from typing import Any, Literal, NamedTuple
 from geomjax.analysis.report import Claim, Estimate
 
 Side = Literal["above", "below"]
+SEEDS_THAT_AGREE = 3
+"""From how many seeds on they can be said to agree; two do so too easily."""
 
 
 class Verdict(NamedTuple):
@@ -76,6 +78,60 @@ class Verdict(NamedTuple):
             "half_width": half,
             "holds": self.holds,
         }
+
+
+class Spread(NamedTuple):
+    """A claim that the seeds agree, which no interval of a mean can test.
+
+    It holds if the largest sample less the smallest is below the threshold, and does
+    not otherwise. Fewer than three seeds, or an undefined one, decide nothing.
+
+    Attributes:
+      claim: As of a `Verdict`, and so are the others.
+      source: Where the paper says it.
+      statistic: What was computed of each seed, with its unit.
+      threshold: What the seeds' range must be below.
+      samples: The statistic of each seed; None where it is undefined.
+    """
+
+    claim: str
+    source: str
+    statistic: str
+    threshold: float
+    samples: tuple[float | None, ...]
+
+    @property
+    def range(self) -> float | None:
+        """Largest less smallest; None where a seed is undefined or there is but one."""
+        known = [s for s in self.samples if s is not None and math.isfinite(s)]
+        if len(known) < max(2, len(self.samples)):
+            return None
+        return max(known) - min(known)
+
+    @property
+    def holds(self) -> bool | None:
+        """The verdict; None where nothing is decided."""
+        apart = self.range
+        if apart is None or len(self.samples) < SEEDS_THAT_AGREE:
+            return None
+        return apart < self.threshold
+
+    def shown(self) -> Claim:
+        """As reports show it."""
+        apart = self.range
+        found = "undefined" if apart is None else f"{apart:.3g}"
+        listed = ", ".join(
+            "undefined" if s is None else f"{s:.3g}" for s in self.samples
+        )
+        evidence = (
+            f"{self.statistic}, largest less smallest: {found} (seeds: {listed}); "
+            f"threshold: below {self.threshold:g}, of at least {SEEDS_THAT_AGREE} seeds"
+        )
+        return Claim(f"{self.claim} ({self.source})", self.holds, evidence)
+
+    def record(self) -> dict[str, Any]:
+        """Its entry in results.json."""
+        return {**self._asdict(), "range": self.range, **self.shown()._asdict()}
 
 
 def differences(

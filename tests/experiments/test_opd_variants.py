@@ -9,6 +9,7 @@ from configs.opd_variants import get_config
 from experiments import opd_variants
 from experiments.common.outcome import Outcome
 from experiments.opd_variants import Sizes, claims, of_arm, variants_table
+from experiments.reproduction.results import Results
 from experiments.studies.measured import Measured
 
 
@@ -79,13 +80,34 @@ def test_claims_are_judged_by_distances():
     assert student.holds is True
     assert task.samples == pytest.approx((0.3, 0.3, 0.3))
     assert task.holds is False
-    assert seeds.samples == pytest.approx((0.01, 0.0, 0.01))
-    assert seeds.holds is False  # 0.0067 ± 0.0143 reaches 0.02.
+    assert seeds.range == pytest.approx(0.02)
+    assert seeds.samples == (0.50, 0.51, 0.52)
     sizes = dict.fromkeys(arms, Sizes(400_000, 4_700_000))
     table = variants_table(arms, sizes)
     assert [row[1:3] for row in table.rows] == [[0.4, 4.7]] * 4
     assert table.rows[2][4] == 0.566
     assert table.rows[0][8].mean == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("samples", "apart", "holds"),
+    [
+        ((0.5, 0.515, 0.51), 0.015, True),
+        ((0.5, 0.525, 0.51), 0.025, False),
+        ((0.5, 0.501), 0.001, None),
+        ((0.5,), None, None),
+        ((0.5, None, 0.5, 0.5), None, None),
+    ],
+)
+def test_seeds_agree_by_their_range(samples, apart, holds):
+    *_, seeds = claims({"opd": arm(*samples)})
+    assert seeds.range == (apart and pytest.approx(apart))
+    assert seeds.holds is holds
+    record = json.loads(json.dumps(seeds.record()))
+    assert record["holds"] is holds
+    shown = Results(Path(), {"claims": [record]}).claims()
+    assert shown == [seeds.shown()]
+    assert "below 0.02, of at least 3 seeds" in shown[0].evidence
 
 
 @pytest.mark.slow

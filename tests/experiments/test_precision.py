@@ -136,7 +136,10 @@ def test_claims_are_judged_by_the_figures():
     assert len(found) == 2 * 4 + 1 + 4 + 4
     verdicts = {
         "OPD at 1e-06 leaves half of the weights unchanged in bfloat16": (0.9, True),
-        "Most weights that look unchanged after OPD at 1e-06 did move": (8 / 9, True),
+        "Check: most weights that look unchanged after OPD at 1e-06 moved": (
+            8 / 9,
+            True,
+        ),
         "OPD's update at 1e-06 looks sparser than a dense one of its norm": (
             0.05,
             True,
@@ -146,7 +149,10 @@ def test_claims_are_judged_by_the_figures():
             False,
         ),
         "OPD at 1e-05 prefers small weights by more than the format does": (0.1, True),
-        "The lower the learning rate, the sparser OPD's update looks": (0.3, True),
+        "Check: the lower the learning rate, the sparser OPD's update looks": (
+            0.3,
+            True,
+        ),
         "Without masters, rounding to nearest makes the update at 1e-05 sparser": (
             0.35,
             True,
@@ -164,6 +170,17 @@ def test_claims_are_judged_by_the_figures():
     for claim, (mean, holds) in verdicts.items():
         assert found[claim].estimate.mean == pytest.approx(mean, abs=1e-6), claim
         assert found[claim].holds is holds, claim
+
+
+def test_accuracy_is_kept_only_where_there_was_more_to_lose():
+    arms = {
+        "opd_1e-5": arm("opd", 1e-5, "float32", 0.6, 0.1, 0.6, 0.31),
+        "opd_1e-5_nearest": arm("opd", 1e-5, "nearest", 0.95, 0.95, 0.95, 0.3),
+        "opd_1e-5_stochastic": arm("opd", 1e-5, "stochastic", 0.4, 0.4, 0.4, 0.31),
+    }
+    kept = by_claim(arms)["Stochastic rounding keeps the accuracy at 1e-05"]
+    assert kept.samples == (None, None, None)
+    assert kept.holds is None
 
 
 def test_a_model_whose_weights_all_changed_has_nothing_hidden():
