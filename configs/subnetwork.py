@@ -36,7 +36,8 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     }
     # The other teacher: a checkpoint, or empty for one that is trained from nothing by
     # the tiny world's recipe with these fields changed: another initialization and
-    # other problems, so that it shares no weights with the first teacher or the anchor.
+    # other problems, so that it shares no weights with the first teacher or the anchor;
+    # none of its problems is one that the study holds out.
     config.other_teacher = ""
     config.other_recipe = {"seed": 1}
     # Kinds of mask (`experiments.studies.masks.RULES`), or paths of mask files; P1 has

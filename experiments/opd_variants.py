@@ -18,7 +18,9 @@ import jax
 import ml_collections
 from tqdm import tqdm
 
+from configs import tiny_world
 from experiments.common import workdir as workdirs
+from experiments.common.kept import recipe_digest
 from experiments.common.provenance import record_start
 from experiments.common.world import TINY_WORLD, locate
 from experiments.studies.begin import begin
@@ -80,7 +82,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     check_settings(config)
     parts = {name: of_arm(config, name) for name in config.arms}
     workdir.mkdir(parents=True, exist_ok=True)
-    workdirs.claim_inputs(workdir, _folders(parts), {})
+    workdirs.claim_inputs(workdir, _folders(parts), recipes(config))
     record_start(workdir, NAME)
     return _run(config, parts, workdir)
 
@@ -96,6 +98,16 @@ def of_arm(config: ml_collections.ConfigDict, name: str) -> ml_collections.Confi
         world = world_folder(arm.teacher_world) if arm.teacher_world else TINY_WORLD
         found.teacher = str(world / "teacher")
     return found
+
+
+def recipes(config: ml_collections.ConfigDict) -> dict[str, str]:
+    """What the worlds are built by that some arm names, as inputs of the study."""
+    arms = config.arms.values()
+    named = {world for arm in arms for world in (arm.world, arm.teacher_world)}
+    return {
+        f"world {world}": recipe_digest(tiny_world.get_config(world))
+        for world in sorted(named - {""})
+    }
 
 
 def _folders(parts: dict[str, ml_collections.ConfigDict]) -> dict[str, Path]:

@@ -24,9 +24,11 @@ import ml_collections
 from tqdm import tqdm
 
 from configs import tiny_world as recipe
+from experiments.common.kept import recipe_digest
 from experiments.common.outcome import Outcome
 from experiments.common.settings import refuse
 from experiments.studies import subnetwork_report as shown
+from experiments.studies import worlds
 from experiments.studies.begin import begin
 from experiments.studies.beside import PAPERS, VISION_PAPERS, beside_table
 from experiments.studies.launch import launch
@@ -46,7 +48,7 @@ from experiments.studies.run import Run
 from experiments.studies.study import Start, Study
 from experiments.studies.subnetwork_claims import claims
 from experiments.tiny_world import build_world
-from experiments.vision_world import PROMPTS, world_folder
+from experiments.vision_world import PROMPTS, changed_recipe, world_folder
 from geomjax.data.same_tokenizer import require_same_tokenizer
 from geomjax.data.tokenizers import load_tokenizer
 from geomjax.models.load import checkpoint_directory, load
@@ -85,7 +87,8 @@ class Masked(NamedTuple):
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """Runs all masks, measures them, and writes results and report."""
     check(config)
-    with begin(located(config), workdir, NAME) as (study, origins):
+    extra = further_paths(config), recipes(config)
+    with begin(located(config), workdir, NAME, *extra) as (study, origins):
         study.config = config  # As it was given, for the record: without paths.
         return _run(config, study, origins["anchor"])
 
@@ -105,6 +108,34 @@ def located(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     for name, place in places.items():
         found[name] = config[name] or str(place)
     return found
+
+
+def further_paths(config: ml_collections.ConfigDict) -> dict[str, Path]:
+    """Files and folders that the study reads beside those of its world."""
+    found = {f"mask {rule}": Path(rule) for rule in config.masks if rule not in RULES}
+    if "opd_other_teacher" in config.arms and config.other_teacher:
+        found["other_teacher"] = checkpoint_directory(config.other_teacher)
+    return found
+
+
+def recipes(config: ml_collections.ConfigDict) -> dict[str, str]:
+    """What the study's world and its other teacher are built by, where they are."""
+    found = {}
+    if config.world != VISION:
+        found = worlds.recipes(config)
+    elif not all(config[field] for field in worlds.PLACES):
+        changed = changed_recipe(config.vision_recipe.to_dict())
+        found["world"] = recipe_digest(changed)
+    if "opd_other_teacher" in config.arms and not config.other_teacher:
+        # The problems that it never sees are those held out: see "prompts".
+        found["other_teacher"] = recipe_digest(_other_recipe(config))
+    return found
+
+
+def _other_recipe(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    changed = recipe.get_config()
+    changed.update(config.other_recipe)
+    return changed
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -275,6 +306,8 @@ def _write(
 def other_teacher(config: ml_collections.ConfigDict, study: Study) -> Params:
     """Parameters of the other teacher, trained in the workdir where none is given.
 
+    Trained there, it sees none of the prompts that the study holds out.
+
     Raises:
       ValueError: Its tokenizer is not the student's, or its configuration is not the
         teacher's.
@@ -283,9 +316,9 @@ def other_teacher(config: ml_collections.ConfigDict, study: Study) -> Params:
     if not folder:
         built = study.workdir / "other_teacher"
         if not (built / "recipe.json").exists():  # Written last.
-            changed = recipe.get_config()
-            changed.update(config.other_recipe)
-            build_world(changed, built)
+            prompts = study.world.prompts
+            held_out = (*prompts.validation.examples, *prompts.test.examples)
+            build_world(_other_recipe(config), built, {str(e.prompt) for e in held_out})
         folder = str(built / "teacher")
     expected = study.world.teacher.model
     directory = checkpoint_directory(folder)

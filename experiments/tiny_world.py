@@ -5,9 +5,8 @@ arithmetic modulo 10, and the prompts file that goes with them. The committed ar
 under experiments/artifacts/tiny_world are the output of this program with its defaults.
 """
 
-import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import jax
@@ -23,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from configs import tiny_world as recipe
 from experiments.common import cli
 from experiments.common.compilation_cache import cache_home
-from experiments.common.kept import built_once
+from experiments.common.kept import built_once, recipe_digest
 from geomjax.checkpoints.writer import write_safetensors
 from geomjax.data import arithmetic
 from geomjax.data.characters import character_tokenizer
@@ -224,9 +223,8 @@ def write_checkpoint(
 def world_folder(variant: str) -> Path:
     """Folder of a variant of the recipe, built on first use in the user's cache."""
     config = recipe.get_config(variant)
-    text = json.dumps(config.to_dict(), sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    folder = cache_home() / "geomjax" / f"tiny_world-{variant}-{digest}"
+    name = f"tiny_world-{variant}-{recipe_digest(config)}"
+    folder = cache_home() / "geomjax" / name
     return built_once(folder, lambda made: build_world(config, made))
 
 
@@ -235,12 +233,17 @@ def main() -> None:
     build_world(flags.FLAGS.config, Path(flags.FLAGS.output))
 
 
-def build_world(config: ml_collections.ConfigDict, output: Path) -> None:
+def build_world(
+    config: ml_collections.ConfigDict,
+    output: Path,
+    held_out_elsewhere: Collection[str] = (),
+) -> None:
     """Builds the world and prints what it holds.
 
     Args:
       config: As `configs/tiny_world.py` makes it.
       output: Folder to write; made if missing.
+      held_out_elsewhere: Further prompts that nothing is trained on.
 
     Raises:
       ValueError: The recipe ends before the base or the anchor is reached.
@@ -284,7 +287,8 @@ def build_world(config: ml_collections.ConfigDict, output: Path) -> None:
         )
 
     on_validation = accuracy_on(splits.validation)
-    snapshots = train(config, model, task, held_out, on_validation)
+    unseen = held_out.union(held_out_elsewhere)
+    snapshots = train(config, model, task, unseen, on_validation)
 
     output.mkdir(parents=True, exist_ok=True)
     with (output / "prompts.jsonl").open("w") as file:

@@ -5,7 +5,6 @@ read drawn shapes (`geomjax.data.shapes`), and a prompts file with its images. T
 weights are not committed: `world_folder` builds them on first use and keeps them.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -25,7 +24,7 @@ from transformers import PreTrainedTokenizerFast
 from configs import vision_world as recipe
 from experiments.common import cli
 from experiments.common.compilation_cache import cache_home
-from experiments.common.kept import built_once
+from experiments.common.kept import built_once, recipe_digest
 from geomjax.checkpoints.writer import write_safetensors
 from geomjax.data import shapes
 from geomjax.data.characters import character_tokenizer
@@ -74,12 +73,16 @@ def world_folder(changes: dict[str, Any] | None = None) -> Path:
     Args:
       changes: Fields of the recipe with other values; each recipe has its own folder.
     """
-    config = recipe.get_config()
-    config.update(changes or {})
-    text = json.dumps(config.to_dict(), sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    folder = cache_home() / "geomjax" / f"vision_world-{digest}"
+    config = changed_recipe(changes or {})
+    folder = cache_home() / "geomjax" / f"vision_world-{recipe_digest(config)}"
     return built_once(folder, lambda output: build_world(config, output))
+
+
+def changed_recipe(changes: dict[str, Any]) -> ml_collections.ConfigDict:
+    """The recipe with other values of some fields."""
+    config = recipe.get_config()
+    config.update(changes)
+    return config
 
 
 class Task:

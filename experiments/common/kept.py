@@ -1,9 +1,13 @@
 """Folders that are built on first use and kept."""
 
+import hashlib
+import json
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+import ml_collections
 
 
 def built_once(folder: Path, build: Callable[[Path], None]) -> Path:
@@ -34,3 +38,9 @@ def built_once(folder: Path, build: Callable[[Path], None]) -> Path:
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return folder
+
+
+def recipe_digest(config: ml_collections.ConfigDict) -> str:
+    """Names what a recipe builds: the same for equal fields alone."""
+    text = json.dumps(config.to_dict(), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -157,17 +157,45 @@ def claim_inputs(
     hosts.on_main(lambda: _claim_inputs(workdir, paths, hashes))
 
 
+def check_inputs(
+    workdir: Path, paths: Mapping[str, Path], hashes: Mapping[str, str]
+) -> None:
+    """Compares inputs with what a folder records of them, where it does.
+
+    Args:
+      workdir: A folder that may have been begun, or not.
+      paths: As in `claim_inputs`, and so are the hashes; all or some of the inputs.
+      hashes: By name.
+
+    Raises:
+      WorkdirError: An input holds something else than when the run was begun.
+    """
+    path = workdir / INPUTS_FILE
+    if path.exists():
+        found, wanted = _read(path), _wanted(paths, hashes)
+        both = found.keys() & wanted.keys()
+        _compare(workdir, *({n: d[n] for n in both} for d in (found, wanted)))
+
+
 def _claim_inputs(
     workdir: Path, paths: Mapping[str, Path], hashes: Mapping[str, str]
 ) -> None:
     path = workdir / INPUTS_FILE
-    wanted: dict[str, Any] = {
-        name: _digests(place) for name, place in sorted(paths.items())
-    } | dict(hashes)
-    if not path.exists():
+    wanted = _wanted(paths, hashes)
+    if path.exists():
+        _compare(workdir, _read(path), wanted)
+    else:
         _write(path, wanted)
-        return
-    found = _read(path)
+
+
+def _wanted(paths: Mapping[str, Path], hashes: Mapping[str, str]) -> dict[str, Any]:
+    digests = {name: _digests(place) for name, place in sorted(paths.items())}
+    return {**digests, **hashes}
+
+
+def _compare(
+    workdir: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> None:
     if found != wanted:
         ours, theirs = _flat(wanted), _flat(found)
         names = [

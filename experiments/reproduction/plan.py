@@ -11,6 +11,7 @@ import ml_collections
 
 from experiments.ablation.runner import FREE as FREE_IN_ABLATION
 from experiments.common import workdir as workdirs
+from experiments.studies import worlds
 from experiments.studies.launch import FREE as FREE_IN_STUDIES
 
 FREE = FREE_IN_ABLATION | FREE_IN_STUDIES
@@ -64,7 +65,10 @@ class Entry(NamedTuple):
         return all((workdir / self.name / file).exists() for file in (RESULTS, REPORT))
 
     def check(self, workdir: Path, *, smoke: bool) -> None:
-        """Refuses a folder that was begun with another configuration.
+        """Refuses a folder begun with another configuration, or in another world.
+
+        Worlds are compared by the recipes and the bundled checkpoints that the folder
+        records; prompts, whose hash is known only once they are read, by the study.
 
         Raises:
           WorkdirError: It was, or is damaged.
@@ -73,6 +77,9 @@ class Entry(NamedTuple):
         if (folder / workdirs.CONFIG_FILE).exists():
             config = self.config(smoke=smoke)
             workdirs.claim(folder, config, resume=False, free=FREE)
+            module = importlib.import_module(f"experiments.{self.module}")
+            recipes = getattr(module, "recipes", worlds.recipes)
+            workdirs.check_inputs(folder, worlds.bundled(config), recipes(config))
 
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"

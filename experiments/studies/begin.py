@@ -1,9 +1,10 @@
 """The start of a study: settings checked, world loaded, inputs recorded."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import ml_collections
 
@@ -14,7 +15,7 @@ from experiments.common.tracking import load_tracker
 from experiments.common.world import load_world, locate
 from experiments.studies.settings import base_folder, check_settings
 from experiments.studies.study import Study
-from experiments.studies.worlds import in_world
+from experiments.studies.worlds import in_world, recipes
 from geomjax.models.load import load
 from geomjax.typing import Params
 
@@ -31,9 +32,16 @@ class Begun(NamedTuple):
     origins: dict[str, Params]
 
 
+_NONE: Mapping[str, Any] = MappingProxyType({})
+
+
 @contextmanager
 def begin(
-    config: ml_collections.ConfigDict, workdir: Path, name: str
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    name: str,
+    paths: Mapping[str, Path] = _NONE,
+    hashes: Mapping[str, str] = _NONE,
 ) -> Iterator[Begun]:
     """Checks and loads everything before any work is done.
 
@@ -41,6 +49,8 @@ def begin(
       config: The study's configuration.
       workdir: Its folder.
       name: Its module in `experiments`, for the record of its starts.
+      paths: What it reads beside its world, as `claim_inputs` takes it.
+      hashes: The same of what is no file.
 
     Raises:
       ValueError: A setting is out of range, the tracker is not installed, the world
@@ -57,8 +67,8 @@ def begin(
         workdir.mkdir(parents=True, exist_ok=True)
         workdirs.claim_inputs(
             workdir,
-            {"student": student, "teacher": teacher, "base": base_dir},
-            {"prompts": world.prompts.fingerprint},
+            {"student": student, "teacher": teacher, "base": base_dir, **paths},
+            {"prompts": world.prompts.fingerprint, **recipes(config), **hashes},
         )
         record_start(workdir, name)
         write_unusable(workdir, world.prompts)

@@ -1,7 +1,12 @@
 """The worlds that studies can take place in: the bundled one, and built ones."""
 
+from pathlib import Path
+
 import ml_collections
 
+from configs import tiny_world
+from experiments.common.kept import recipe_digest
+from experiments.common.world import TINY_WORLD
 from experiments.tiny_world import world_folder
 
 PLACES = {
@@ -29,3 +34,27 @@ def in_world(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     for field, place in PLACES.items():
         found[field] = config[field] or str(folder / place)
     return found
+
+
+def recipes(config: ml_collections.ConfigDict) -> dict[str, str]:
+    """What `config.world` is built by, as an input of a study; none if nothing is.
+
+    Without it a study would count as current when its world is another by now.
+
+    Raises:
+      ValueError: There is no such world.
+    """
+    if not config.get("world") or all(config[field] for field in PLACES):
+        return {}
+    return {"world": recipe_digest(tiny_world.get_config(config.world))}
+
+
+def bundled(config: ml_collections.ConfigDict) -> dict[str, Path]:
+    """The checkpoints of the bundled world that a study reads, by role."""
+    if config.get("world"):
+        return {}
+    return {
+        field: TINY_WORLD / place
+        for field, place in PLACES.items()
+        if field != "prompts" and not config.get(field)
+    }

@@ -1,20 +1,25 @@
 """The lot of the studies: its plan, its processes, its document and its papers."""
 
+import importlib
 import json
 import re
 import subprocess
 
 import pytest
 
+import configs.tiny_world
+import configs.vision_world
 from experiments import reproduce
 from experiments.common import workdir as workdirs
 from experiments.common.workdir import WorkdirError
+from experiments.common.world import TINY_WORLD
 from experiments.reproduction import process
 from experiments.reproduction.document import Status, write_document
 from experiments.reproduction.items import FILE, load_items
 from experiments.reproduction.plan import ENTRIES, select
 from experiments.reproduction.process import Ended, run_process
 from experiments.reproduction.results import Results, look_up, measured, read_results
+from experiments.studies import worlds
 from geomjax.train.errors import Preempted
 
 FIRST, SECOND = ENTRIES[:2]
@@ -178,6 +183,66 @@ def test_another_configuration_is_refused_before_any_work(studies, tmp_path):
         reproduce.run(tmp_path, ENTRIES)
     assert not studies[1]
     reproduce.run(tmp_path, [FIRST], smoke=True)
+
+
+def entry_named(name):
+    (entry,) = select([name])
+    return entry
+
+
+def begun(entry, tmp_path, hashes):
+    """A folder that was begun with this configuration and these inputs."""
+    folder = tmp_path / entry.name
+    workdirs.claim(folder, entry.config(smoke=False), resume=False)
+    workdirs.claim_inputs(folder, {}, hashes)
+
+
+@pytest.mark.parametrize(
+    ("name", "recorded"),
+    [
+        ("loss_forms", "world"),
+        ("opd_variants", "world extremes"),
+        ("subnetwork", "other_teacher"),
+        ("subnetwork_vision", "world"),
+    ],
+)
+def test_a_study_in_a_world_of_another_recipe_is_refused(
+    name, recorded, tmp_path, monkeypatch
+):
+    entry = entry_named(name)
+    module = importlib.import_module(f"experiments.{entry.module}")
+    recipes = getattr(module, "recipes", worlds.recipes)
+    begun(entry, tmp_path, recipes(entry.config(smoke=False)))
+    entry.check(tmp_path, smoke=False)
+
+    def changed(get_config):
+        def config(*variant):
+            found = get_config(*variant)
+            found.learning_rate *= 2
+            return found
+
+        return config
+
+    for recipe in (configs.tiny_world, configs.vision_world):
+        monkeypatch.setattr(recipe, "get_config", changed(recipe.get_config))
+    with pytest.raises(WorkdirError, match=f"changed since: .*{recorded}"):
+        entry.check(tmp_path, smoke=False)
+
+
+def test_a_study_of_other_bundled_checkpoints_is_refused(tmp_path):
+    entry = entry_named("training_regimes")
+    folder = tmp_path / entry.name
+    begun(entry, tmp_path, {"prompts": "1"})
+    entry.check(tmp_path, smoke=False)  # What is not recorded is not compared.
+    (folder / "inputs.json").unlink()
+    paths = {"teacher": TINY_WORLD / "teacher", "base": TINY_WORLD / "base"}
+    workdirs.claim_inputs(folder, paths, {"prompts": "1"})
+    entry.check(tmp_path, smoke=False)
+    (folder / "inputs.json").unlink()
+    paths["teacher"] = TINY_WORLD / "anchor"
+    workdirs.claim_inputs(folder, paths, {"prompts": "1"})
+    with pytest.raises(WorkdirError, match=r"changed since: teacher\.model\.safe"):
+        entry.check(tmp_path, smoke=False)
 
 
 def test_damaged_results_are_named(tmp_path):

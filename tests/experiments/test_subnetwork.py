@@ -12,6 +12,7 @@ from configs import p1_opd
 from configs.subnetwork import get_config
 from experiments import subnetwork
 from experiments.common.outcome import Outcome
+from experiments.common.workdir import WorkdirError
 from experiments.common.world import TINY_WORLD
 from experiments.studies.begin import begin
 from experiments.studies.masks import (
@@ -181,6 +182,60 @@ def test_a_mask_of_another_model_is_refused(begun, tmp_path):
     with pytest.raises(CheckpointError, match="the mask lacks it"):
         subnetwork.run(config, tmp_path / "run")
     assert not (tmp_path / "run" / "arms").exists()
+
+
+def test_a_mask_that_changed_behind_its_path_is_refused(tmp_path):
+    path = tmp_path / "mine.safetensors"
+    save_mask(path, {"w": np.ones(2, bool)})
+    config = get_config("smoke")
+    config.masks = ("own", str(path))
+    config.other_teacher = str(TINY_WORLD / "teacher")
+
+    def start():
+        found = subnetwork.further_paths(config), subnetwork.recipes(config)
+        with begin(config, tmp_path / "run", subnetwork.NAME, *found):
+            pass
+
+    start()
+    recorded = json.loads((tmp_path / "run" / "inputs.json").read_text())
+    assert "model.safetensors" in recorded["other_teacher"]
+    start()
+    save_mask(path, {"w": np.zeros(2, bool)})
+    with pytest.raises(WorkdirError, match=r"changed since: mask .*mine\.safetensors"):
+        start()
+
+
+def test_another_recipe_of_the_other_teacher_is_another_input():
+    config = get_config("tiny")
+    first = subnetwork.recipes(config)
+    assert set(first) == {"other_teacher"}
+    config.other_recipe = {"seed": 2}
+    assert subnetwork.recipes(config) != first
+    vision = get_config("vision")
+    first = subnetwork.recipes(vision)
+    assert set(first) == {"world"}
+    vision.vision_recipe = {"num_problems": 64}
+    assert subnetwork.recipes(vision) != first
+
+
+def test_the_other_teacher_sees_nothing_that_the_study_holds_out(
+    begun, tmp_path, monkeypatch
+):
+    given = []
+
+    def build(recipe, folder, held_out):
+        given.append(held_out)
+        raise InterruptedError
+
+    monkeypatch.setattr(subnetwork, "build_world", build)
+    with pytest.raises(InterruptedError):
+        subnetwork.other_teacher(get_config("smoke"), begun.study)
+    prompts = begun.study.world.prompts
+    (held_out,) = given
+    parts = prompts.validation, prompts.test
+    assert held_out == {e.prompt for part in parts for e in part.examples}
+    assert not held_out & {e.prompt for e in prompts.train.examples}
+    assert min(len(part.examples) for part in parts) > 0
 
 
 @pytest.mark.parametrize(

@@ -292,6 +292,30 @@ def test_an_anchor_that_is_never_reached_is_refused(short_recipe, tmp_path):
         tiny_world.build_world(small(short_recipe), tmp_path)
 
 
+def test_nothing_is_trained_on_what_is_held_out_elsewhere(
+    short_recipe, tmp_path, monkeypatch
+):
+    trained_on = []
+    batch = tiny_world.Task.batch
+
+    def record(task, examples, *rest, **options):
+        trained_on.append({example.prompt for example in examples})
+        return batch(task, examples, *rest, **options)
+
+    monkeypatch.setattr(tiny_world.Task, "batch", record)
+    recipe = small(short_recipe)
+    tiny_world.build_world(recipe, tmp_path / "first")
+    first, *_ = trained_on
+    held_out = set(sorted(first)[:3])
+    assert len(held_out) == 3
+    trained_on.clear()
+    tiny_world.build_world(recipe, tmp_path / "second", held_out)
+    again, *_ = trained_on
+    assert not held_out & set.union(*trained_on)
+    assert first - held_out <= again
+    assert all(len(prompts) == 8 for prompts in trained_on)
+
+
 def test_hints_stand_in_front_of_their_share_of_the_prompts():
     config = get_recipe("scripts")
     config.update(scripts=2, hints=0.5)
