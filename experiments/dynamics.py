@@ -196,7 +196,8 @@ def entry_table(channels: Followed, progress: np.ndarray) -> Table:
         "Share of the run from which on the update stays in its channel, mean over "
         "layers and seeds ± 95 % Student half width: at least half way from chance to "
         "the final leading 16 right singular directions, or to the final largest "
-        f"{DENSITY:.1%} of entries. Random walk: independent steps of the same norms. "
+        f"{DENSITY:.1%} of entries. Random walk: independent Gaussian steps with the "
+        "norms of the run's, of rows and columns too. "
         f"Snapshots at {', '.join(f'{share:.0%}' for share in progress)} of the run.",
     )
 
@@ -260,7 +261,8 @@ def way_plot(
             styles=styles,
         ),
         "Similarity of the update so far to the final one, means over matrices. The "
-        f"random walk has the step norms of {name}. {plots.describe_band(band, seeds)}",
+        f"random walk has the norms of {name}'s steps, of rows and columns too. "
+        f"{plots.describe_band(band, seeds)}",
     )
 
 
@@ -350,7 +352,8 @@ def claims(channels: Followed, progress: np.ndarray) -> list[Verdict]:
             test(
                 f"{who} enters its final {quantity} before a random walk would",
                 "ours; the papers show chance at most",
-                "mean entry over matrices, random walk less run, share of the run",
+                "mean entry over matrices, random walk with the norms of the run's "
+                "steps, rows and columns less run, share of the run",
                 "above",
                 0.0,
                 differences(

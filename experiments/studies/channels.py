@@ -10,8 +10,13 @@ is as far into the channel as
 It has entered where this stays, to the end of the run, at or above the level half way
 between chance and 1. Chance is what an update that knows nothing of D_T reaches, K / n
 and 17.5 %. As D_t is a part of D_T, any update nears its end; how early it would do so
-without a channel is that of a random walk: Gaussian steps, independent of one another,
-with the norms of the run's own between the same snapshots.
+without a channel is that of a random walk with the run's own scales. It takes an
+independent Gaussian step for each step S of the run between snapshots:
+
+    entry (i, j)  ~  N(0, 1) ||S_i.|| ||S_.j|| / ||S||_F, scaled to the norm of S
+
+so that rows and columns have the energy, on average, that they have in S. Without that
+a walk of uneven rows or columns, which has no memory, would itself pass for a channel.
 """
 
 import zlib
@@ -54,7 +59,7 @@ class Channel(NamedTuple):
       place: Its layer, module and group.
       chance: Of `directions`, that of `coordinates` being `DENSITY`.
       run: The way of the run.
-      walk: That of a random walk with steps of the same norms.
+      walk: That of a random walk with the norms of the run's steps.
     """
 
     name: str
@@ -109,15 +114,19 @@ def follow(
 
 
 def random_walk(name: str, updates: np.ndarray, seed: int) -> np.ndarray:
-    """Updates `[T, m, n]` that share the norms of their steps with these, no more."""
+    """Updates `[T, m, n]` whose steps share norms with these steps, and no more.
+
+    The norm of the whole is the same; those of rows and columns are on average.
+    """
     generator = np.random.default_rng((seed, zlib.crc32(name.encode())))
     steps = np.diff(updates, axis=0, prepend=np.zeros_like(updates[:1]))
-    drawn = generator.standard_normal(steps.shape)
-    axes = (-2, -1)
-    norms = np.linalg.norm(steps, axis=axes, keepdims=True)
-    return np.cumsum(
-        drawn * norms / np.linalg.norm(drawn, axis=axes, keepdims=True), axis=0
+    rows, columns, wholes = (
+        np.linalg.norm(steps, axis=axis, keepdims=True) for axis in (2, 1, (1, 2))
     )
+    drawn = generator.standard_normal(steps.shape) * rows * columns
+    sizes = np.linalg.norm(drawn, axis=(1, 2), keepdims=True)
+    # A step of nothing stays one.
+    return np.cumsum(drawn * (wholes / np.where(sizes > 0, sizes, 1.0)), axis=0)
 
 
 def _paths(updates: np.ndarray) -> Paths:
