@@ -15,10 +15,8 @@ import transformers
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from geomjax.data.images import FORMATS
 from geomjax.data.patches import ImagePatches
-
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-"""What is decoded. Others, such as EPS, would be handed to programs outside Pillow."""
 
 MAX_SOURCE_PIXELS = 50_000_000
 """Largest image that is decoded, in pixels: 200 MB while it is composed with white."""

@@ -4,6 +4,9 @@ import io
 from pathlib import Path
 from typing import Any
 
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+"""What is decoded. Others, such as EPS, would be handed to programs outside Pillow."""
+
 MAX_PIXELS = 50_000_000
 
 
@@ -43,12 +46,13 @@ def check_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]
         Width and height, in pixels.
 
     Raises:
-        ValueError: if the image is too large, damaged, cut off or of no known format.
+        ValueError: if the image is too large, damaged, cut off or of another format
+            than `FORMATS`.
     """
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise ValueError(
@@ -59,7 +63,7 @@ def check_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]
     except UnidentifiedImageError as error:
         raise ValueError(
             f"the image ({len(data)} bytes, beginning {data[:8]!r}) is of no known "
-            "format"
+            f"format; expected one of {', '.join(FORMATS)}"
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"the image is too large: {error}") from error

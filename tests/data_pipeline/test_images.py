@@ -1,11 +1,18 @@
 import io
+import json
 import struct
+import subprocess
 import zlib
 
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
-from geomjax.data.images import check_image, image_bytes
+from geomjax.data.adapters import ADAPTERS, load_examples
+from geomjax.data.image_processor import open_image
+from geomjax.data.images import FORMATS, check_image, image_bytes
+from geomjax.data.prompts import read_prompts
+
+FAILED = (OSError, subprocess.CalledProcessError)
 
 
 def encoded(kind, size=(5, 4)):
@@ -30,7 +37,19 @@ def bomb(width, height):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + data + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP"])
+@pytest.fixture
+def ghostscript(monkeypatch, tmp_path):
+    """A stand-in for the program; the file that it leaves where it is started."""
+    folder, started = tmp_path / "bin", tmp_path / "started"
+    folder.mkdir()
+    (folder / "gs").write_text(f"#!/bin/sh\n: > '{started}'\nexit 1\n")
+    (folder / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    return started
+
+
+@pytest.mark.parametrize("kind", FORMATS)
 def test_good_images_give_their_size(kind):
     assert check_image(encoded(kind)) == (5, 4)
 
@@ -50,6 +69,30 @@ def test_good_images_give_their_size(kind):
 def test_bad_images_are_refused(data, problem):
     with pytest.raises(ValueError, match=problem):
         check_image(data)
+
+
+def test_no_image_starts_a_program(tmp_path, ghostscript):
+    postscript = encoded("EPS")
+    (tmp_path / "a.png").write_bytes(postscript)
+    plain = {"prompt": "1", "answer": "1"}
+    row = {"prompt": "<image>2", "answer": "2", "images": ["a.png"]}
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(f"{json.dumps(plain)}\n{json.dumps(row)}\n")
+    problem = f"of no known format; expected one of {', '.join(FORMATS)}"
+    with pytest.raises(ValueError, match=rf"prompts\.jsonl:\n  line 2: .*{problem}"):
+        read_prompts(path)
+    named = tmp_path / "named.jsonl"
+    row = {"problem": "<image>Find x.", "answer": "2", "images": ["a.png"]}
+    named.write_text(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=rf"named\.jsonl, row 1: .*{problem}"):
+        load_examples(ADAPTERS["geo3k"], named)
+    with pytest.raises(ValueError, match="expected one of"):
+        open_image(postscript)
+    assert not ghostscript.exists()
+    # Pillow alone would have started it.
+    with Image.open(io.BytesIO(postscript)) as image, pytest.raises(FAILED):
+        image.load()
+    assert ghostscript.exists()
 
 
 def test_the_limit_can_be_set():
