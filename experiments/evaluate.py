@@ -287,7 +287,14 @@ def _encode(
         modes = {"default": None, "on": True, "off": False}
         settings = dict(thinking_settings(tokenizer, modes[config.thinking]))
     limit = loaded.model.config.text.max_position_embeddings - 1
-    return encode(examples, tokenizer, loaded, limit, template_settings=settings)
+    return encode(
+        examples,
+        tokenizer,
+        loaded,
+        limit,
+        images=has_images(examples),
+        template_settings=settings,
+    )
 
 
 def _with_progress(

@@ -104,6 +104,8 @@ def load_prompts(
     )
     notes: list[str] = []
     examples = _clean(settings, examples, notes)
+    # Before process 0 says which of them, by their places, cannot be used.
+    _require_same(source, examples)
     unusable = _unusable(judge, examples) if judge and config.accuracy else []
     if unusable:
         first, reason = unusable[0]
@@ -117,18 +119,29 @@ def load_prompts(
         examples, validation=config.validation_fraction, test=config.test_fraction
     )
     _require_splits(config, splits.validation, splits.test)
+    shots = _shots(settings)
+    # Of all splits alike: with images, the chat template stands around plain text too.
+    images = has_images([*examples, *shots])
     train, validation, test = (
-        _encode(config, part, tokenizer, student, _shots(settings)) for part in splits
+        _encode(config, part, tokenizer, student, shots, images) for part in splits
     )
     dropped = train.dropped + validation.dropped + test.dropped
     if dropped:
         notes.append(
             f"{dropped} prompts are longer than max_prompt_tokens and left out"
         )
-    used = fingerprint([*train.examples, *validation.examples, *test.examples])
-    if len(set(hosts.gather(used))) > 1:
-        raise ValueError(f"the processes read different prompts from {source}")
+    used = _require_same(
+        source, [*train.examples, *validation.examples, *test.examples]
+    )
     return Prompts(train, validation, test, used, unusable, notes)
+
+
+def _require_same(source: str, examples: Sequence[Example]) -> str:
+    """The hash of prompts; ValueError in every process if another has others."""
+    found = fingerprint(examples)
+    if len(set(hosts.gather(found))) > 1:
+        raise ValueError(f"the processes read different prompts from {source}")
+    return found
 
 
 def _clean(
@@ -193,6 +206,7 @@ def _encode(
     tokenizer: PreTrainedTokenizerFast,
     student: Loaded,
     shots: list[Example],
+    images: bool,
 ) -> EncodedPrompts:
     settings = config.data
     if not part:
@@ -204,6 +218,7 @@ def _encode(
         tokenizer,
         student,
         config.max_prompt_tokens,
+        images=images,
         overlong=config.overlong,
         template_settings=thinking_settings(tokenizer, _THINKING[settings.thinking]),
     )
@@ -214,15 +229,25 @@ def encode(
     tokenizer: PreTrainedTokenizerFast,
     model: Loaded,
     max_prompt_tokens: int,
+    *,
+    images: bool,
     **options: Any,
 ) -> EncodedPrompts:
-    """Encodes prompts, with the placeholders of their images where they have any.
+    """Encodes prompts, with the placeholders of their images.
+
+    Args:
+      examples: The prompts.
+      tokenizer: The student's.
+      model: Reads the images.
+      max_prompt_tokens: The longest prompt allowed, in tokens.
+      images: Whether the data set that they are of has images. Then all are encoded as
+        prompts with images are, through the chat template.
+      options: Of `encode_prompts` and `encode_image_prompts`.
 
     Raises:
-      ValueError: As `encode_prompts` and `encode_image_prompts`, which take the
-        options; or there are images, and the model sees none.
+      ValueError: As those two; or there are images, and the model sees none.
     """
-    if has_images(examples):
+    if images:
         reading = model.image_reading
         return encode_image_prompts(
             examples, tokenizer, reading, max_prompt_tokens, **options

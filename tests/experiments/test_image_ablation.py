@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from vl_folders import save_geometry3k, save_vl
+from vl_folders import figure, save_geometry3k, save_vl
 
 from configs.optimizer_ablation import get_config
 from experiments import optimizer_ablation
@@ -88,6 +88,26 @@ def test_problems_that_differ_in_figures_alone_are_split(config, tmp_path):
     assert sum(sizes) == 24
     assert min(sizes) > 1
     assert len({example.prompt for example in world.train.examples}) == 1
+
+
+def test_splits_of_mixed_data_are_encoded_alike(config, tmp_path):
+    """One prompt in twenty has an image: some split has none."""
+    (tmp_path / "a.png").write_bytes(figure(0, 8, 16))
+    rows = [{"prompt": f"{i}+1=", "answer": str(i + 1)} for i in range(20)]
+    rows[7] |= {"prompt": "<image>7+1=", "images": ["a.png"]}
+    path = tmp_path / "mixed.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config.prompts = str(path)
+    world = optimizer_ablation.load_world(config)
+    parts = world.prompts[:3]
+    assert sum(len(part.examples) for part in parts) == 20
+    seen = [name for name in ("train", "validation", "test") if world.images_of(name)]
+    assert len(seen) == 1
+    for part in parts:
+        for example, ids in zip(part.examples, part.token_ids, strict=True):
+            prompt = example.prompt.removeprefix("<image>")
+            text = world.tokenizer.decode(ids).replace("<|image|>", "")
+            assert text == f"u:{prompt}a:"
 
 
 def test_what_cannot_see_the_images_is_refused(config, tmp_path, models):
