@@ -125,7 +125,11 @@ def make_accuracy(
     settings = sampling._replace(samples_per_prompt=1, temperature=0.0)
 
     def accuracy(params: Params) -> np.ndarray:
-        tokens = [_greedy(params, batch, model, settings) for batch in batches()]
+        tokens = []
+        for batch in batches():
+            found = _greedy(params, batch, model, settings)
+            # Unread, images of many batches would lie on the device at once.
+            tokens.append(found if images_of is None else jax.device_get(found))
         drawn = np.concatenate(jax.device_get(tokens))[: len(examples), prompt_length:]
         # One process judges: another's clock might judge otherwise.
         return np.array(hosts.on_main(lambda: scores(drawn)), np.float32)
@@ -195,10 +199,11 @@ def make_divergence(
         return loss * tokens, weights.sum() * tokens
 
     def divergence(params: Params, teacher_params: Params) -> float:
-        parts = [
-            sums(params, teacher_params, batch, np.int32(i * rows))
-            for i, batch in enumerate(batches())
-        ]
+        parts = []
+        for i, batch in enumerate(batches()):
+            found = sums(params, teacher_params, batch, np.int32(i * rows))
+            # As in `make_accuracy`.
+            parts.append(found if images_of is None else jax.device_get(found))
         nats, tokens = np.asarray(jax.device_get(parts), np.float64).sum(axis=0)
         return float(nats / tokens)
 

@@ -153,3 +153,45 @@ def test_rows_that_fill_up_a_batch_do_not_count():
         for rows in (2, 3)
     ]
     assert got[0] == pytest.approx(got[1], rel=1e-6)
+
+
+class SeeingModel(ChainModel):
+    """Takes images and does not look at them."""
+
+    def with_images(self, images):
+        return self
+
+    def later_offsets(self, images):
+        return jnp.zeros(len(images), jnp.int32)
+
+
+def test_batches_with_images_are_read_one_by_one(tokenizer, monkeypatch):
+    """Or the device would hold the images of many; the results are those without."""
+    done, read = [], jax.device_get
+    monkeypatch.setattr(jax, "device_get", lambda x: (done.append("read"), read(x))[1])
+
+    def images_of(rows):
+        done.append("images")
+        return np.zeros((len(rows), 4), np.float32)
+
+    model = SeeingModel(len(tokenizer))
+    ids = [np.array([1 + i % 2], np.int32) for i in range(6)]
+    examples = [Example("?", "", 1) for _ in ids]
+    sampling = Sampling(1, 2, 0.8, (tokenizer.eos_token_id,), tokenizer.pad_token_id)
+    params, teacher = (chain_params(i, len(tokenizer)) for i in range(2))
+    found = []
+    for images in (None, images_of):
+        place = {"prompt_length": 1, "batch_size": 2, "images_of": images}
+        accuracy = make_accuracy(
+            model, tokenizer, ids, examples, sampling, JUDGE, **place
+        )
+        divergence = make_divergence(model, model, ids, sampling, seed=0, **place)
+        done.clear()
+        found.append(accuracy(params).tolist())
+        if images:
+            assert done[:6] == ["images", "read"] * 3
+        done.clear()
+        found.append(divergence(params, teacher))
+        if images:
+            assert done[:6] == ["images", "read"] * 3
+    assert found[:2] == found[2:]
