@@ -52,6 +52,7 @@ from geomjax.data.batches import ImagesOf, longest
 from geomjax.data.chat import as_conversations, describe_first, thinking_settings
 from geomjax.data.encode import EncodedPrompts
 from geomjax.data.image_prompts import read_images
+from geomjax.data.overlap import fingerprint
 from geomjax.data.tokenizers import load_tokenizer, stop_token_ids, tokenizer_size
 from geomjax.evaluation.bootstrap import Bootstrap, Interval
 from geomjax.evaluation.summary import Problems, difference, summarize
@@ -83,7 +84,9 @@ def define_flags() -> None:
     flags.DEFINE_float("top_p", 0.95, "Mass of the nucleus sampled from; 1 for all.")
     flags.DEFINE_integer("max_new_tokens", 15_360, "Most tokens of a completion (P1).")
     flags.DEFINE_integer("seed", 0, "Seed of the draws.")
-    flags.DEFINE_enum("chat", "auto", CHAT, "Use the chat template; auto: if any.")
+    flags.DEFINE_enum(
+        "chat", "auto", CHAT, "Use the chat template, as images must; auto: if any."
+    )
     flags.DEFINE_string("system", "", "System prompt, with the chat template.")
     flags.DEFINE_enum("thinking", "default", THINKING, "Thinking mode of the template.")
     flags.DEFINE_integer("limit", 0, "Problems of each suite; 0 for all.")
@@ -139,6 +142,14 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     if config.samples < 1:
         raise ValueError(f"--samples is {config.samples}; expected 1 or more")
     suites = read_suites(config.suite, reward=config.reward, limit=config.limit)
+    seen = [suite.name for suite in suites if has_images(suite.examples)]
+    if config.chat == "off" and seen:
+        raise ValueError(
+            f"--chat=off, but {', '.join(seen)} has images, whose places only a chat "
+            "template knows; expected auto or on"
+        )
+    # A file may be another on another host, and a hub's data may have changed between.
+    workdirs.require_alike({each.name: fingerprint(each.examples) for each in suites})
     names = ("checkpoint", "compare") if config.compare else ("checkpoint",)
     folders = {name: checkpoint_directory(config[name]) for name in names}
     local = {s.name: s.source for s in suites if s.source and s.source.is_file()}

@@ -144,6 +144,8 @@ def claim_inputs(
 ) -> None:
     """Records what the inputs hold, or finds that they have not changed since.
 
+    Every process reads them, as each has its own copy of a disk that is not shared.
+
     Args:
       workdir: The run's folder.
       paths: Files and checkpoint folders, by name. Of a file above 16 MiB its size and
@@ -153,8 +155,27 @@ def claim_inputs(
 
     Raises:
       WorkdirError: An input holds something else than when the run was begun.
+      ValueError: Processes have different inputs.
     """
-    hosts.on_main(lambda: _claim_inputs(workdir, paths, hashes))
+    wanted = _wanted(paths, hashes)
+    require_alike(wanted)
+    hosts.on_main(lambda: _claim_inputs(workdir, wanted))
+
+
+def require_alike(inputs: Mapping[str, Any]) -> None:
+    """Raises ValueError in every process unless all have read the same inputs.
+
+    Args:
+      inputs: Hashes of what this process has read, by name, as JSON data.
+    """
+    flat = [_flat(each) for each in hosts.gather(dict(inputs))]
+    names = sorted(set().union(*flat))
+    different = [n for n in names if len({each.get(n) for each in flat}) > 1]
+    if different:
+        raise ValueError(
+            f"the processes read different inputs: {', '.join(different)}; give each "
+            "the same files"
+        )
 
 
 def check_inputs(
@@ -177,11 +198,8 @@ def check_inputs(
         _compare(workdir, *({n: d[n] for n in both} for d in (found, wanted)))
 
 
-def _claim_inputs(
-    workdir: Path, paths: Mapping[str, Path], hashes: Mapping[str, str]
-) -> None:
+def _claim_inputs(workdir: Path, wanted: Mapping[str, Any]) -> None:
     path = workdir / INPUTS_FILE
-    wanted = _wanted(paths, hashes)
     if path.exists():
         _compare(workdir, _read(path), wanted)
     else:

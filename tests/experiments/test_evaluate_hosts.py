@@ -5,6 +5,7 @@ import shutil
 
 import host_processes
 import pytest
+from evaluate_runs import evaluated
 
 from experiments.common.world import TINY_WORLD
 from experiments.evaluation import generations
@@ -33,6 +34,21 @@ def _command(workdir):
 def _figures(workdir):
     record = json.loads((workdir / "results.json").read_text())
     return record["suites"], record["config"]
+
+
+def test_processes_that_read_different_inputs_refuse(monkeypatch, tmp_path):
+    """As another process would see it that has another checkpoint, or suite."""
+    other = {"tiny-world": "0" * 32}
+
+    def gather(mine):
+        return [mine, mine | other if other.keys() <= mine.keys() else mine]
+
+    monkeypatch.setattr(hosts, "gather", gather)
+    with pytest.raises(ValueError, match="different inputs: tiny-world; give each"):
+        evaluated(tmp_path / "suite")
+    other = {"checkpoint": {"config.json": "0"}}
+    with pytest.raises(ValueError, match=r"different inputs: checkpoint\.config\.json"):
+        evaluated(tmp_path / "checkpoint")
 
 
 @pytest.mark.slow

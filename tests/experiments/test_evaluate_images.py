@@ -48,6 +48,14 @@ def test_images_are_refused_for_a_model_of_text(tmp_path):
         evaluated(tmp_path / "run", suite=f"geo3k={data}", limit=0)
 
 
+def test_images_without_a_chat_template_are_refused(tmp_path):
+    data = save_geometry3k(tmp_path / "test.parquet", 2)
+    with pytest.raises(ValueError, match="--chat=off, but geo3k has images"):
+        evaluated(
+            tmp_path / "run", suite=f"tiny-world,geo3k={data}", limit=0, chat="off"
+        )
+
+
 def test_a_mesh_gives_the_generations_of_one_device(tmp_path):
     settings = {"samples": 2, "limit": 24, "rows": 16}
     evaluated(tmp_path / "one", **settings)
