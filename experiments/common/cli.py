@@ -63,7 +63,7 @@ def main(
 
     With `--verbosity=1` its traceback is shown too. A run that is told to end, by
     SIGTERM or an interrupt while it trains, has `PREEMPTED_STATUS`; of several
-    processes JAX takes SIGTERM, and only a training loop asks for it.
+    processes JAX takes SIGTERM, and training loops and `evaluate` ask for it.
 
     Args:
       run: The experiment.

@@ -71,13 +71,13 @@ def _read(name: str, path: str, limit: int) -> Suite:
     source = Path(path) if path else None
     if name == TINY:
         source = source or TINY_WORLD
-        examples = tiny_world_test(source)
-        return Suite(name, _cut(examples, limit), EXACT, source / "prompts.jsonl")
+        examples = tiny_world_test(source)[: limit or None]
+        return Suite(name, examples, EXACT, source / "prompts.jsonl")
     if name == OWN:
         if source is None:
             raise ValueError(f"suite {OWN}: name its file, {OWN}=FILE.jsonl")
-        examples = read_prompts(source, require_answers=True)
-        return Suite(name, _cut(examples, limit), EXACT, source)
+        examples = read_prompts(source, require_answers=True, limit=limit or None)
+        return Suite(name, examples, EXACT, source)
     if name not in ADAPTERS:
         known = ", ".join(n for n, a in ADAPTERS.items() if a.task in REWARDS)
         raise ValueError(
@@ -101,10 +101,6 @@ def tiny_world_test(folder: Path) -> list[Example]:
         validation=config["num_validation"],
         test=config["num_test"],
     ).test
-
-
-def _cut(examples: list[Example], limit: int) -> list[Example]:
-    return examples[:limit] if limit else examples
 
 
 def problem_record(index: int, example: Example) -> Mapping[str, Any]:

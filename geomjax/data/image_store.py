@@ -11,7 +11,10 @@ class _File:
     """A temporary file without a name, closed when nobody holds it."""
 
     def __init__(self) -> None:
-        self.descriptor, path = tempfile.mkstemp(prefix="geomjax-images-")
+        self.folder = tempfile.gettempdir()
+        self.descriptor, path = tempfile.mkstemp(
+            prefix="geomjax-images-", dir=self.folder
+        )
         os.unlink(path)
         weakref.finalize(self, os.close, self.descriptor)
 
@@ -44,12 +47,24 @@ class ImageStore:
         self._end = 0
 
     def keep(self, data: bytes) -> StoredImage:
-        """Writes an image down."""
+        """Writes an image down.
+
+        Raises:
+            OSError: if it cannot be written; names the folder.
+        """
         if self._file is None:
             self._file = _File()
         left = memoryview(data)
-        while left:
-            left = left[os.write(self._file.descriptor, left) :]
+        try:
+            while left:
+                left = left[os.write(self._file.descriptor, left) :]
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{error.strerror}, where images are kept while they are in use; "
+                "TMPDIR names another folder",
+                self._file.folder,
+            ) from error
         digest = hashlib.blake2b(data).hexdigest()
         stored = StoredImage(self._file, self._end, len(data), digest)
         self._end += len(data)

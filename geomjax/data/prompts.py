@@ -31,7 +31,9 @@ class Example(NamedTuple):
     images: tuple[StoredImage, ...] = ()
 
 
-def read_prompts(path: str | Path, *, require_answers: bool = False) -> list[Example]:
+def read_prompts(
+    path: str | Path, *, require_answers: bool = False, limit: int | None = None
+) -> list[Example]:
     """Reads prompts from a file with one JSON object a line (JSONL, UTF-8).
 
     An object has `prompt`, a string or a list of `{"role": ..., "content": ...}`
@@ -42,6 +44,7 @@ def read_prompts(path: str | Path, *, require_answers: bool = False) -> list[Exa
     Args:
         path: the file.
         require_answers: whether a prompt without an answer is a problem.
+        limit: read that many prompts and no more, nor their images.
 
     Returns:
         One example per line, in the order of the file, duplicates included
@@ -69,6 +72,8 @@ def read_prompts(path: str | Path, *, require_answers: bool = False) -> list[Exa
                 raw = raw.removeprefix(b"\xef\xbb\xbf")
             if not raw.strip():
                 continue
+            if len(examples) + len(problems) == limit:
+                break
             try:
                 examples.append(
                     _parse_line(raw, line, require_answers, path.parent, store)

@@ -73,7 +73,7 @@ def _read(
         return load_examples(ADAPTERS[source], limit=limit)
     path = Path(source)
     if path.suffix == ".jsonl" and columns == DEFAULT_COLUMNS:
-        return read_prompts(path, require_answers=require_answers)[:limit]
+        return read_prompts(path, require_answers=require_answers, limit=limit)
     if path.exists():
         return load_examples(_adapter(source, columns), path, limit=limit)
     if source.count("/") == 1 and path.suffix not in SUFFIXES and source[0] not in "./":

@@ -1,12 +1,17 @@
+import errno
 import json
+import os
+import tempfile
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from geomjax.data.image_store import ImageStore
 from geomjax.data.overlap import find_duplicates
 from geomjax.data.prompts import Example, Message, read_prompts
+from geomjax.data.sources import read_source
 
 
 def write(path, *lines):
@@ -213,3 +218,43 @@ def test_images_that_cannot_be_used_are_named(tmp_path):
         "`images` is a number, expected a string",
     ):
         assert said in str(e.value)
+
+
+def test_a_limit_reads_no_further(tmp_path, monkeypatch):
+    """Neither the lines after it nor their images, of which none is opened."""
+    png(tmp_path / "a.png")
+    path = write(
+        tmp_path / "p.jsonl",
+        record(prompt="<image>1", images=["a.png"]),
+        b"",
+        record(prompt="2"),
+        record(prompt="<image>3", images=["missing.png"]),
+        b"no JSON",
+    )
+    kept = []
+    keep = ImageStore.keep
+    monkeypatch.setattr(
+        ImageStore, "keep", lambda store, data: kept.append(data) or keep(store, data)
+    )
+    assert [example.line for example in read_prompts(path, limit=2)] == [1, 3]
+    assert [example.line for example in read_source(str(path), limit=1)] == [1]
+    assert len(kept) == 2
+    with pytest.raises(ValueError, match=r"line 4: .*missing\.png is missing"):
+        read_prompts(path, limit=3)
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    png(tmp_path / "a.png")
+    path = write(tmp_path / "p.jsonl", record(prompt="<image>1", images=["a.png"]))
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+
+    def full(descriptor, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="No space left.*TMPDIR.*/temporary'") as caught:
+        read_prompts(path)
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename == str(temporary)

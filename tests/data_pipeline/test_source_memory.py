@@ -90,5 +90,5 @@ def test_memory_does_not_grow_with_the_file(tmp_path, name):
     count, held, grown = json.loads(run(READ, path))
     assert count == 700
     assert held == 0 if name == "a.jsonl" else held > 60e6
-    # What is held at a time: 64 rows of 0.1 MB, thrice at most, and their buffers.
+    # What is held at a time: 16 rows of 0.1 MB, thrice at most, and their buffers.
     assert grown < size / 2, (grown, size)

@@ -134,9 +134,10 @@ def test_the_analysis_of_an_update_sends_nothing():
     assert found.chip_bytes > 2 * 2 * 256 * 64
 
 
-def test_a_table_of_rows(tmp_path):
+@pytest.fixture
+def row():
     fits = Measured(30.0, 12.3, 3 << 30, "", 4 * 197e12, {"all-gather": 2e11})
-    row = {
+    return {
         "student": "Qwen/Qwen3-1.7B",
         "teacher": "Qwen/Qwen3-4B",
         "topology": "v5e:2x2",
@@ -146,12 +147,27 @@ def test_a_table_of_rows(tmp_path):
         "update": fits._asdict(),
         "rollout": fits._replace(chip_bytes=None, over="20G of 15.75G")._asdict(),
     }
+
+
+def test_a_table_of_rows(row):
     update, rollout = aot_table.table([row])[2:]
     assert update == (
         "| Qwen3-1.7B < Qwen3-4B | `v5e:2x2` | `fsdp=4` | update | 128 | 12 s "
         "| 3.00 GiB | 1 s | 200.0 GB | 1 s |"
     )
     assert "| does not fit, 20G of 15.75G | 1 s |  |  |" in rollout
+
+
+def test_rows_that_cannot_be_tabled_are_named_by_line(row):
+    bare = {name: row["update"][name] for name in row["update"] if name != "over"}
+    for other, message in (
+        (row | {"topology": "v9:2x2"}, r"line 2: topology 'v9:2x2': .*v5e.* a shape"),
+        (row | {"topology": "v5e:2by2"}, "line 2: .*'2by2'"),
+        (row | {"update": bare}, "line 2 has no field 'over'"),
+        ({n: v for n, v in row.items() if n != "layers"}, "has no field 'layers'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            aot_table.table([row, other])
 
 
 def test_an_unknown_program_is_refused():
