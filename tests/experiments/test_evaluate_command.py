@@ -210,6 +210,9 @@ def test_named_suites_are_read_from_local_files(tmp_path):
     assert first.source == aime
     limited = read_suites(f"aime24={aime},tiny-world", limit=2, reward="a:b")
     assert [(len(s.examples), s.reward) for s in limited] == [(2, "a:b")] * 2
+    own.write_text(own.read_text() + "is not read\n")
+    (cut,) = read_suites(f"prompts={own}", limit=1)
+    assert len(cut.examples) == 1
 
 
 def bpe_checkpoint(folder):
