@@ -66,15 +66,21 @@ class Finished(NamedTuple):
       config: Of all arms.
       workdir: Their folder.
       counts: Of compilations, by arm and program.
+      trained: How long each arm's runs trained, in seconds.
     """
 
     config: ml_collections.ConfigDict
     workdir: Path
     counts: dict[str, int]
+    trained: list[float]
 
     def compilations(self) -> dict[str, int]:
         """How often each program was compiled."""
         return self.counts
+
+    def seconds(self) -> float:
+        """How long all runs trained."""
+        return sum(self.trained)
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -129,6 +135,7 @@ def _run(
     arms: dict[str, Measured] = {}
     sizes: dict[str, Sizes] = {}
     counts: dict[str, int] = {}
+    trained = []
     with tqdm(total=len(parts) * len(config.seeds), unit="run") as bar:
         for name, part in parts.items():
             arm = part.arms[name]
@@ -143,8 +150,9 @@ def _run(
                 models = (study.world.student, study.world.teacher)
                 sizes[name] = Sizes(*(_count(model.params) for model in models))
                 counts |= {f"{name}: {k}": n for k, n in study.compilations().items()}
+                trained.append(study.seconds())
     return write_results(
-        Finished(config, workdir, counts),
+        Finished(config, workdir, counts, trained),
         arms,
         claims(arms),
         "Variants of on-policy distillation",

@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from experiments.common import workdir as workdirs
-from experiments.common.prompts import open_judge, write_unusable
+from experiments.common.prompts import has_images, open_judge, write_unusable
 from experiments.common.provenance import record_start
+from experiments.common.settings import refuse
 from experiments.common.tracking import load_tracker
-from experiments.common.world import load_world, locate
+from experiments.common.world import World, load_world, locate
+from experiments.studies.forms import is_privileged
 from experiments.studies.settings import base_folder, check_settings
 from experiments.studies.study import Study
 from experiments.studies.worlds import in_world, recipes
@@ -54,8 +56,8 @@ def begin(
 
     Raises:
       ValueError: A setting is out of range, the tracker is not installed, the world
-        does not fit together, the base is another model than the anchor, or the workdir
-        was begun with other inputs.
+        does not fit together, the base is another model than the anchor, an arm reads
+        privileged text beside images, or the workdir was begun with other inputs.
     """
     check_settings(config)
     load_tracker(config.tracker)
@@ -63,6 +65,7 @@ def begin(
     with open_judge(config) as judge:
         base_dir = base_folder(placed)
         world = load_world(placed, judge)
+        _refuse_privileged_images(config, world)
         student, teacher, _ = locate(placed)
         workdir.mkdir(parents=True, exist_ok=True)
         workdirs.claim_inputs(
@@ -85,3 +88,15 @@ def begin(
         yield Begun(Study(config, world, workdir, judge), origins)
         for note in judge.notes():
             print(note)
+
+
+def _refuse_privileged_images(config: ml_collections.ConfigDict, world: World) -> None:
+    """Raises ValueError with every arm whose teacher would not see the images."""
+    if has_images(world.train.examples):
+        refuse(
+            [
+                f"arm {name}: {arm.kind} is of text, and the prompts have images"
+                for name, arm in config.get("arms", {}).items()
+                if is_privileged(arm.kind)
+            ]
+        )

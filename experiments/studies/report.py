@@ -35,6 +35,9 @@ class Ran(Protocol):
     def compilations(self) -> dict[str, int]:
         """How often each program was compiled, by name."""
 
+    def seconds(self) -> float:
+        """How long all of them trained."""
+
 
 def _estimate(samples: Sequence[float | None]) -> Estimate:
     return Estimate.from_samples([s for s in samples if s is not None])
@@ -178,7 +181,7 @@ def write_results(
         "arms": {name: arm.record() for name, arm in arms.items()},
         "claims": [claim.record() for claim in claims],
         "compilations": study.compilations(),
-        "train_s": round(sum(r.seconds for a in arms.values() for r in a.runs), 1),
+        "train_s": round(study.seconds(), 1),
         **(extra or {}),
         "config": workdirs.resolved(study.config),
         "environment": environment(),

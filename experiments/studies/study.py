@@ -89,6 +89,7 @@ class Study:
         self._sequences = Sequences(config, world, judge)
         self._programs: dict[tuple[str, str, str], Step] = {}
         self._sources: dict[Run, _Source] = {}
+        self._seconds: dict[str, float] = {}
 
     def train(
         self,
@@ -108,6 +109,7 @@ class Study:
             self._train(directory, run, start, on_step)
             outcome = read_outcome(directory, run.learning_rate, run.seed)
             assert outcome is not None
+        self._seconds[run.folder] = outcome.seconds
         return outcome
 
     def snapshot(self, outcome: Outcome, step: int) -> Path:
@@ -119,6 +121,10 @@ class Study:
         source = SafetensorsSource(self.snapshot(outcome, step))
         config = self.world.student.model.config
         return hf.from_hf({name: source.read(name) for name in source.keys()}, config)
+
+    def seconds(self) -> float:
+        """How long all runs trained that were asked for, those read back included."""
+        return sum(self._seconds.values())
 
     def compilations(self) -> dict[str, int]:
         """How often each program was compiled, by name.

@@ -17,7 +17,12 @@ def join_views(drawn: Rollout, privileged: PromptBatch, last: int) -> Rollout:
 
     Returns:
       The rows, `[B, P + last + S]`; nothing of the teacher's view is a target.
+
+    Raises:
+      ValueError: The prompts have images, for which the rows have no place.
     """
+    if drawn.images is not None:
+        raise ValueError("privileged views are of text; the prompts have images")
     start = drawn.tokens.shape[1] - last
     real = drawn.segment_ids[:, start:]
     # A completion goes on where its prompt ended, whichever prompt it is.
@@ -35,6 +40,4 @@ def join_views(drawn: Rollout, privileged: PromptBatch, last: int) -> Rollout:
     view = Rollout(
         tokens, positions, segment_ids, none, none.astype(drawn.log_probs.dtype)
     )
-    return jax.tree.map(
-        lambda *pair: jnp.concatenate(pair, axis=1), view, drawn._replace(images=None)
-    )
+    return jax.tree.map(lambda *pair: jnp.concatenate(pair, axis=1), view, drawn)

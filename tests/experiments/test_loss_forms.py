@@ -17,7 +17,9 @@ from experiments.studies.begin import begin
 from experiments.studies.forms import is_form, make_form
 from experiments.studies.run import Run
 from geomjax.data.arithmetic import alphabet
+from geomjax.data.batches import PromptBatch
 from geomjax.models.load import load, make_model
+from geomjax.train.privileged import join_views
 from geomjax.train.step import mini_batch
 
 MODEL = load(TINY_WORLD / "anchor").model
@@ -90,6 +92,16 @@ def test_the_larger_k_is_at_most_a_quarter_of_its_worlds_vocabulary():
     assert get_config("smoke").world == ""
 
 
+def test_a_privileged_reader_of_prompts_with_images_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.studies.begin.has_images", lambda examples: True)
+    with (
+        pytest.raises(ValueError, match="arm opsd: privileged:jsd is of text, and the"),
+        begin(get_config("smoke"), tmp_path / "run", loss_forms.NAME),
+    ):
+        pass
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     config = get_config("smoke")
@@ -125,6 +137,10 @@ def test_the_teacher_of_self_distillation_reads_the_answer_and_then_the_completi
         real = view[2] > 0
         np.testing.assert_array_equal(view[1][real], np.arange(real.sum()))
     assert not np.asarray(drawn.completion)[:, :slots].any()
+    index = np.zeros(len(plain.tokens), np.int32)
+    prompts = PromptBatch(*plain[:3], index=index)
+    with pytest.raises(ValueError, match="the prompts have images"):
+        join_views(plain._replace(images=np.zeros(1)), prompts, last)
 
 
 def test_self_distillation_is_the_divergence_between_the_two_views(study):

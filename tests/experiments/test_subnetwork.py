@@ -400,6 +400,13 @@ def test_the_record_holds_every_run_and_nothing_is_compiled_twice(finished):
     for seed in record["agreement"]["own_0.175"]:
         assert 0 < seed["distance"]
         assert seed["stored_equal"] <= seed["stored_within_1e-05"] < 1
+    # Of all runs, those too whose geometry is not shown.
+    seconds = [
+        json.loads(path.read_text())["seconds"]
+        for path in (workdir / "arms").glob("*/*/finished.json")
+    ]
+    assert len(seconds) == sum(len(run["trained"]) for run in record["runs"].values())
+    assert record["train_s"] == pytest.approx(sum(seconds), abs=0.06)
     assert len(record["claims"]) == 11
     text = (workdir / "report.md").read_text()
     for part in (
