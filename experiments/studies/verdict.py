@@ -131,7 +131,15 @@ class Spread(NamedTuple):
 
     def record(self) -> dict[str, Any]:
         """Its entry in results.json."""
-        return {**self._asdict(), "range": self.range, **self.shown()._asdict()}
+        known = [
+            s if s is not None and math.isfinite(s) else None for s in self.samples
+        ]
+        return {
+            **self._asdict(),
+            "samples": known,
+            "range": self.range,
+            **self.shown()._asdict(),
+        }
 
 
 def differences(

@@ -104,6 +104,7 @@ def test_seeds_agree_by_their_range(samples, apart, holds):
     assert seeds.range == (apart and pytest.approx(apart))
     assert seeds.holds is holds
     record = json.loads(json.dumps(seeds.record()))
+    assert record == seeds.record()
     assert record["holds"] is holds
     shown = Results(Path(), {"claims": [record]}).claims()
     assert shown == [seeds.shown()]
