@@ -22,6 +22,7 @@ from configs import tiny_world
 from experiments.common import workdir as workdirs
 from experiments.common.kept import recipe_digest
 from experiments.common.provenance import record_start
+from experiments.common.tracking import load_tracker
 from experiments.common.world import TINY_WORLD, locate
 from experiments.studies.begin import begin
 from experiments.studies.launch import launch
@@ -86,6 +87,7 @@ class Finished(NamedTuple):
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """Runs all arms, measures them, and writes results and report."""
     check_settings(config)
+    load_tracker(config.tracker)
     parts = {name: of_arm(config, name) for name in config.arms}
     workdir.mkdir(parents=True, exist_ok=True)
     workdirs.claim_inputs(workdir, _folders(parts), recipes(config))

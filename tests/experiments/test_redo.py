@@ -101,6 +101,7 @@ def evaluation(tmp_path):
             "limit": 8,
             "rows": 8,
             "compute_dtype": "float32",
+            "mesh": "",
             "reward": "",
             "reward_timeout_s": 60.0,
             "reward_workers": 1,

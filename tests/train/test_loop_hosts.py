@@ -68,6 +68,9 @@ PROGRAM = textwrap.dedent(
         if mode == "slow":
             time.sleep(0.2)
         if mode == "full" and done == 5 and hosts.index() == 1:
+            saved = Path(directory) / "checkpoints" / "states" / "3"
+            while not saved.exists():  # It is written beside the steps.
+                time.sleep(0.1)
             _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
             resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))
         batch = np.random.default_rng(done).standard_normal((16, 20), np.float32)
