@@ -230,9 +230,9 @@ def test_a_step_of_the_midsize_world_compiles_without_its_weights(
     learn = midsize._program(run, tx, start)
     compiled = learn.lower(state, context, rollout, extras).compile()
     memory = compiled.memory_analysis()
-    # Masters and both moments in float32, and the teacher.
+    # Masters and both moments in float32, and the teacher; the mask in bytes.
     weights = size(world.student.model) * 4
-    expected = (3 if kind != "distill" else 4) * weights
+    expected = (3 if kind != "distill" else 4) * weights + masked * weights // 4
     assert memory.argument_size_in_bytes == pytest.approx(expected, rel=0.01)
 
 
