@@ -224,10 +224,12 @@ def check_training_collectives(text, mesh):
         return
     # Weights are gathered once a layer, and hidden states once a chunk.
     layer = [
-        c for c in gathers if c.trip_count == LAYERS and "dot_general" in c.op_name
+        c
+        for c in gathers
+        if c.trip_count == LAYERS * micro_batches and "dot_general" in c.op_name
     ]
     assert layer
-    chunk = [c for c in gathers if c.trip_count > LAYERS]
+    chunk = [c for c in gathers if c.trip_count > LAYERS * micro_batches]
     assert chunk
     assert all(c.shape[-1] == WIDTH or c.bytes < 4 * WIDTH * WIDTH for c in chunk)
 
