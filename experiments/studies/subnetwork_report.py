@@ -159,34 +159,31 @@ def runs_table(found: Found, world: str) -> Table:
     )
 
 
+OVERLAP = {
+    "covered_by_b_chance": Column("chance", spec=".1%"),
+    "covered_by_b_chance_per_tensor": Column("chance within tensors", spec=".1%"),
+    "covered_by_b": Column("covered", spec=".1%"),
+    "lift": Column("lift", spec=".2f"),
+    "jaccard": Column("Jaccard", spec=".3f"),
+    "jaccard_chance": Column("its chance", spec=".3f"),
+}
+"""Figure of an overlap -> its column."""
+
+
 def supports_table(found: Found, world: str) -> Table:
     """Overlap of the full runs' updates, beside the papers'."""
     columns = [
         Column("support", align="left"),
         Column("density", spec=".1%"),
-        Column("chance", spec=".1%"),
-        Column("chance within tensors", spec=".1%"),
-        Column("covered", spec=".1%"),
-        Column("lift", spec=".2f"),
-        Column("Jaccard", spec=".3f"),
-        Column("its chance", spec=".3f"),
+        *OVERLAP.values(),
         Column("papers: chance", spec=".1%"),
         Column("papers: covered", spec=".1%"),
         Column("papers: lift", spec=".2f"),
     ]
-    keys = (
-        "a_density",
-        "covered_by_b_chance",
-        "covered_by_b_chance_per_tensor",
-        "covered_by_b",
-        "lift",
-        "jaccard",
-        "jaccard_chance",
-    )
     rows: list[list[Cell]] = [
         [
             pair,
-            *(_estimate(seeds, key) for key in keys),
+            *(_estimate(seeds, key) for key in ("a_density", *OVERLAP)),
             *PAPERS[world].get(pair, (None, None, None)),
         ]
         for pair, seeds in found.supports.items()
@@ -207,25 +204,9 @@ def supports_table(found: Found, world: str) -> Table:
 
 def masks_table(found: Found, density: float) -> Table:
     """How much of the own mask each other kind holds, at one density."""
-    columns = [
-        Column("mask", align="left"),
-        Column("chance", spec=".1%"),
-        Column("chance within tensors", spec=".1%"),
-        Column("covered", spec=".1%"),
-        Column("lift", spec=".2f"),
-        Column("Jaccard", spec=".3f"),
-        Column("its chance", spec=".3f"),
-    ]
-    keys = (
-        "covered_by_b_chance",
-        "covered_by_b_chance_per_tensor",
-        "covered_by_b",
-        "lift",
-        "jaccard",
-        "jaccard_chance",
-    )
+    columns = [Column("mask", align="left"), *OVERLAP.values()]
     rows: list[list[Cell]] = [
-        [arm, *(_estimate(seeds, key) for key in keys)]
+        [arm, *(_estimate(seeds, key) for key in OVERLAP)]
         for arm, seeds in found.masks.items()
     ]
     return Table(
