@@ -7,9 +7,11 @@ all devices, and such arrays come back. Waiting goes through JAX's coordination 
 so that a process waits as long as the one it waits for is alive, up to 24 days.
 """
 
+import _thread
 import itertools
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -41,11 +43,21 @@ START_S = 300.0
 """How long processes wait for each other at the start."""
 
 _FOREVER_MS = 2**31 - 1  # The longest that the service takes: 24 days.
+# Where JAX notes that a process was told to end; what reads it has no public handle.
+_NOTICE = "RECEIVED_PREEMPTION_NOTICE"
+_POLL_S = 0.5
 _alone = False
 _calls = itertools.count()
 _polls = itertools.count()
 
 T = TypeVar("T")
+
+
+class Preempted(BaseException):
+    """The run was told to end; started again, it goes on where it was.
+
+    No `Exception`, as KeyboardInterrupt is none: what handles errors lets it pass.
+    """
 
 
 def initialize(
@@ -195,6 +207,52 @@ def preempted() -> bool:
     if count() == 1:
         return False
     return multihost_utils.reached_preemption_sync_point(next(_polls))
+
+
+def independently(action: Callable[[], None]) -> None:
+    """Does what every process does by itself, until any of them is told to end.
+
+    SIGTERM to one interrupts all, in the midst of it: the handler that Python had for
+    it before JAX took it is called in each, as soon as its main thread is in Python.
+
+    Args:
+      action: To be repeated where it was interrupted; waits for no other process.
+
+    Raises:
+      Preempted: In each, if the handler raised it in any before all were done.
+    """
+    if count() == 1:
+        return action()
+    told = False
+    try:
+        with _interrupted_when_told():
+            action()
+    except Preempted:
+        told = True
+    if any(gather(told)):
+        raise Preempted("told to end; start the same again to go on")
+
+
+@contextmanager
+def _interrupted_when_told() -> Iterator[None]:
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_POLL_S):
+            try:
+                _client().key_value_try_get(_NOTICE)
+            except jax.errors.JaxRuntimeError:  # There is none yet.
+                continue
+            _thread.interrupt_main(signal.SIGTERM)
+            return
+
+    watcher = threading.Thread(target=watch, name="told to end", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
 
 
 def put(tree: Any, shardings: Any) -> Any:

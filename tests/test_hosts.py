@@ -12,10 +12,14 @@ from geomjax import hosts
 
 PROGRAM = textwrap.dedent(
     """
-    import os, sys, time
+    import os, signal, sys, time
     from geomjax import hosts
 
+    def end(number, frame):
+        raise hosts.Preempted("here")
+
     port, count, index, timeout, mode = sys.argv[1:]
+    signal.signal(signal.SIGTERM, end)
     try:
         hosts.initialize(
             f"localhost:{port}", int(count), int(index), timeout_s=float(timeout)
@@ -42,6 +46,20 @@ PROGRAM = textwrap.dedent(
             assert hosts.count() == 1 and hosts.gather(3) == [3]
         hosts.barrier()
         print("agreed")
+    if mode == "told":
+        hosts.independently(lambda: time.sleep(int(index)))
+        # Process 1 has done its part when process 0 is told.
+        def work():
+            if index == "0":
+                os.kill(os.getpid(), signal.SIGTERM)
+                for _ in range(600):
+                    time.sleep(0.1)
+        start = time.monotonic()
+        try:
+            hosts.independently(work)
+        except hosts.Preempted as stop:
+            print(stop, time.monotonic() - start < 30)
+        hosts.barrier()
     """
 )
 
@@ -80,6 +98,13 @@ def test_processes_agree_and_fail_together(port):
     ended = _run((port, 2, 0, 100, "agree"), (port, 2, 1, 100, "agree"))
     assert [status for status, _, _ in ended] == [0, 0], ended
     assert [output for _, output, _ in ended] == ["agreed\n"] * 2
+
+
+def test_processes_that_work_by_themselves_are_told_to_end_together(port):
+    ended = _run((port, 2, 0, 100, "told"), (port, 2, 1, 100, "told"))
+    assert [status for status, _, _ in ended] == [0, 0], ended
+    said = "told to end; start the same again to go on True\n"
+    assert [output for _, output, _ in ended] == [said] * 2
 
 
 def test_unequal_counts_are_named_by_all(port):
@@ -122,6 +147,9 @@ def test_one_process_is_alone_and_asks_nobody():
     assert hosts.on_main(lambda: "y") == "y"
     assert not hosts.preempted()
     hosts.barrier()
+    done = []
+    hosts.independently(lambda: done.append(1))
+    assert done == [1]
 
 
 def test_slurm_is_found_in_the_environment(monkeypatch):

@@ -63,7 +63,8 @@ def main(
 
     With `--verbosity=1` its traceback is shown too. A run that is told to end, by
     SIGTERM or an interrupt while it trains, has `PREEMPTED_STATUS`; of several
-    processes JAX takes SIGTERM, and training loops and `evaluate` ask for it.
+    processes JAX takes SIGTERM, and training loops, `evaluate` and the analysis of
+    checkpoints heed it.
 
     Args:
       run: The experiment.

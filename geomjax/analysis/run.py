@@ -125,6 +125,7 @@ def run(
     Raises:
         ValueError: the folder holds results of other inputs.
         CheckpointError: the checkpoints have no tensor in common.
+        Preempted: one of several processes was told to end, and all have stopped.
     """
     delta_dtype(delta, subtract)
     plan = StackPlan(delta, subtract, with_norms(metrics))
@@ -169,29 +170,38 @@ def run(
         max_factor_dim,
         frozenset(item.name for item in representative(matching.matched)),
     )
-    with Journal(own_path(workdir), inputs) as journal:
-        if progress is not None and hosts.is_main():
-            rows = {record["row"]["name"]: record["row"] for record in journal.records}
-            for stack in stacks:
-                if stack not in todo:
-                    progress(stack, [rows[item.name] for item in stack.items])
-        finished = compute(
-            _share(todo, work.needed),
-            work.load,
-            work.records,
-            work.needed,
-            memory=budget,
-        )
-        for stack, records in finished:
-            journal.append(records)
-            if progress is not None:
-                progress(stack, [record["row"] for record in records])
-    hosts.barrier()
+
+    def measure() -> None:
+        with Journal(own_path(workdir), inputs) as journal:
+            if progress is not None and hosts.is_main():
+                _tell_finished(progress, stacks, todo, journal)
+            finished = compute(
+                _share(todo, work.needed),
+                work.load,
+                work.records,
+                work.needed,
+                memory=budget,
+            )
+            for stack, records in finished:
+                journal.append(records)
+                if progress is not None:
+                    progress(stack, [record["row"] for record in records])
+
+    hosts.independently(measure)
     if hosts.is_main():
         merge(workdir, inputs)
     hosts.barrier()
     found = _read(workdir, [item.name for item in matching.matched])
     return _finish(workdir, matching, plan, found, null_seeds)
+
+
+def _tell_finished(
+    progress: Progress, stacks: list[Stack], todo: list[Stack], journal: Journal
+) -> None:
+    rows = {record["row"]["name"]: record["row"] for record in journal.records}
+    for stack in stacks:
+        if stack not in todo:
+            progress(stack, [rows[item.name] for item in stack.items])
 
 
 def _share(stacks: list[Stack], cost: Callable[[Stack], int]) -> list[Stack]:

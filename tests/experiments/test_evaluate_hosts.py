@@ -6,6 +6,7 @@ import shutil
 import host_processes
 import pytest
 from evaluate_runs import evaluated
+from vl_folders import save_geometry3k, save_vl
 
 from experiments.common.world import TINY_WORLD
 from experiments.evaluation import generations
@@ -14,20 +15,23 @@ from geomjax import hosts
 from geomjax.train.errors import Preempted
 
 
-def _command(workdir):
+def _command(
+    workdir, *more, checkpoint=TINY_WORLD / "anchor", suite="tiny-world", limit=72
+):
     return [
         "-m",
         "experiments.evaluate",
-        f"--checkpoint={TINY_WORLD / 'anchor'}",
-        "--suite=tiny-world",
+        f"--checkpoint={checkpoint}",
+        f"--suite={suite}",
         f"--workdir={workdir}",
         "--temperature=1.0",
         "--samples=4",
-        "--limit=72",
+        f"--limit={limit}",
         "--rows=8",
         "--max_new_tokens=6",
         "--reward_workers=1",
         "--resamples=100",
+        *more,
     ]
 
 
@@ -77,6 +81,26 @@ def test_two_processes_generate_the_bytes_of_one_and_resume_each_other(tmp_path)
     assert (killed / written).read_bytes() == expected
     assert _figures(killed) == _figures(one)
     assert not list(killed.glob("checkpoint/*.part*"))
+
+
+@pytest.mark.slow
+def test_two_processes_with_a_mesh_each_evaluate_images_as_one_device(tmp_path):
+    model = save_vl(tmp_path / "model", 0, kv_heads=2)
+    # Blocks of 16 problems: two, one for each process.
+    data = save_geometry3k(tmp_path / "test.parquet", 24)
+    given = {"checkpoint": model, "suite": f"geo3k={data}", "limit": 0}
+    one, two = tmp_path / "one", tmp_path / "two"
+    host_processes.run(_command(one, **given), 1, devices=1)
+    command = _command(two, "--mesh=fsdp=2,tensor=2", **given)
+    host_processes.run(command, 2, devices=4)
+    written = "checkpoint/geo3k.jsonl"
+    assert (two / written).read_bytes() == (one / written).read_bytes()
+    assert _figures(two)[0] == _figures(one)[0]
+    # A mesh is of the devices of each process, not of all.
+    command = _command(tmp_path / "wide", "--mesh=fsdp=8", **given)
+    for process in host_processes.end(host_processes.start(command, 2)):
+        assert process.status == 1, process.output
+        assert "mesh 'fsdp=8' has 8 places for 4 devices" in process.output
 
 
 def test_processes_told_to_end_stop_between_blocks(monkeypatch, tmp_path):

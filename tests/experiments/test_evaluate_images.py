@@ -62,3 +62,22 @@ def test_a_mesh_gives_the_generations_of_one_device(tmp_path):
     evaluated(tmp_path / "mesh", **settings, mesh="data=4,tensor=2")
     name = "checkpoint/tiny-world.jsonl"
     assert lines(tmp_path / "mesh" / name) == lines(tmp_path / "one" / name)
+
+
+def test_images_on_a_mesh_give_the_generations_of_one_device(tmp_path):
+    model = save_vl(tmp_path / "model", 0, kv_heads=2)
+    data = save_geometry3k(tmp_path / "test.parquet", 6)
+    settings = {
+        "checkpoint": str(model),
+        "suite": f"geo3k={data}",
+        "samples": 2,
+        "max_new_tokens": 4,
+        "rows": 8,
+        "limit": 0,
+    }
+    evaluated(tmp_path / "one", **settings)
+    evaluated(tmp_path / "mesh", **settings, mesh="data=2,fsdp=2,tensor=2")
+    name = "checkpoint/geo3k.jsonl"
+    made = lines(tmp_path / "mesh" / name)
+    assert made == lines(tmp_path / "one" / name)
+    assert len({row["completion"] for row in made}) > 1

@@ -82,6 +82,30 @@ def test_distillation_on_geometry3k(config, tmp_path, capsys, models):
     assert "visual.attn.qkv" in drawn
 
 
+@pytest.mark.slow
+def test_distillation_on_images_on_a_mesh_ends_where_one_device_does(config, tmp_path):
+    names = ("student", "teacher")
+    config.student, config.teacher = (
+        str(save_vl(tmp_path / name, i, kv_heads=2)) for i, name in enumerate(names)
+    )
+    del config.arms["adamw_opd_mask"]
+    config.prompts_per_step, config.export_masters = 16, True
+    config.validation_fraction = config.test_fraction = 0.15
+    masters = {}
+    for mesh in ("", "data=2,fsdp=2,tensor=2"):
+        config.mesh = mesh
+        workdir = tmp_path / f"run-{mesh}"
+        optimizer_ablation.run(config, workdir)
+        masters[mesh] = tensors(workdir / "arms" / "adamw" / "masters")
+    one, many = masters.values()
+    start = tensors(config.student)
+    assert any(name.startswith("visual.") for name in one)
+    for name, expected in one.items():
+        moved = np.linalg.norm(expected - start[name].astype(np.float32))
+        assert moved > 0, name
+        assert np.linalg.norm(many[name] - expected) < 1e-2 * moved, name
+
+
 def test_problems_that_differ_in_figures_alone_are_split(config, tmp_path):
     world = optimizer_ablation.load_world(config)
     sizes = [len(part.examples) for part in world.prompts[:3]]

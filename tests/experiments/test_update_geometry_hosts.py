@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import time
 
 import host_processes
@@ -9,17 +10,19 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from experiments.common.cli import PREEMPTED_STATUS
+
 LAYERS, WIDTH = 4, 8
 TABLES = ("tensors.csv", "summary.json", "matching.json", "parts.csv", "curves.json")
 
 
-def _pair(folder):
+def _pair(folder, layers=LAYERS, width=WIDTH):
     """Layers of one shape, wide ones, and a norm."""
     rng = np.random.default_rng(0)
-    shapes = {"model.norm.weight": (WIDTH,)}
-    for i in range(LAYERS):
-        shapes[f"model.layers.{i}.self_attn.q_proj.weight"] = (WIDTH, WIDTH)
-        shapes[f"model.layers.{i}.mlp.down_proj.weight"] = (WIDTH, 2 * WIDTH)
+    shapes = {"model.norm.weight": (width,)}
+    for i in range(layers):
+        shapes[f"model.layers.{i}.self_attn.q_proj.weight"] = (width, width)
+        shapes[f"model.layers.{i}.mlp.down_proj.weight"] = (width, 2 * width)
     source = {n: rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
     tuned = {
         n: w + 1e-2 * rng.standard_normal(w.shape).astype(np.float32)
@@ -79,6 +82,36 @@ def test_two_processes_write_the_tables_of_one_and_resume_each_other(tmp_path):
     host_processes.run(_command(tmp_path, two), 1)
     host_processes.run(_command(tmp_path, resumed), 2)
     assert _tables(two) == _tables(resumed) == expected
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_where_one_is_told_to(tmp_path):
+    _pair(tmp_path, layers=24, width=512)
+    workdir = tmp_path / "run"
+    journals = [workdir / "journal.jsonl", workdir / "journal.1.jsonl"]
+    processes = host_processes.start(_command(tmp_path, workdir), 2)
+    while not all(journal.exists() for journal in journals) or any(
+        journal.read_bytes().count(b"\n") < 2 for journal in journals
+    ):
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.01)
+    processes[1].send_signal(signal.SIGTERM)
+    told = time.monotonic()
+    ended = host_processes.end(processes, timeout_s=60)
+    assert time.monotonic() - told < 25  # Slices and Slurm jobs are given 30 s.
+    for process in ended:
+        assert process.status == PREEMPTED_STATUS, process.output
+        assert "preempted: told to end; start the same again" in process.output
+        assert "Traceback" not in process.output
+    kept = [len(journal.read_bytes().splitlines()) - 1 for journal in journals]
+    assert all(0 < rows < 49 // 2 for rows in kept)
+    assert not (workdir / "tensors.csv").exists()
+    before = journals[0].read_bytes() + journals[1].read_bytes().partition(b"\n")[2]
+    host_processes.run(_command(tmp_path, workdir), 1)
+    after = journals[0].read_bytes()
+    assert after.startswith(before)  # What was measured is not measured again.
+    assert after.count(b"\n") == 1 + 49
+    assert (workdir / "tensors.csv").read_bytes().count(b"\n") == 1 + 49
 
 
 @pytest.mark.slow

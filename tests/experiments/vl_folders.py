@@ -63,7 +63,7 @@ PROCESSOR = {
 }
 
 
-def save_vl(folder: Path, seed: int, **vision: int) -> Path:
+def save_vl(folder: Path, seed: int, *, kv_heads: int = 1, **vision: int) -> Path:
     """Random weights with a tokenizer of characters and an image processor."""
     folder.mkdir()
     printable = "".join(dict.fromkeys(string.printable[:95] + "\n"))
@@ -79,6 +79,7 @@ def save_vl(folder: Path, seed: int, **vision: int) -> Path:
         "vision_config": VISION | vision,
         "vocab_size": len(tokenizer),
         **TEXT,
+        "num_key_value_heads": kv_heads,
     }
     model = make_model(model_config(config))
     params = model.init(jax.random.key(seed))
