@@ -7,7 +7,7 @@ work is written several times, with one channel. Both are undone here.
 
 import math
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 KINDS = (
     "all-gather",
@@ -110,7 +110,7 @@ def collectives(text: str) -> list[Collective]:
     devices = _devices(text)
     places = _places(computations, entry)
     found: list[Collective] = []
-    channels: set[str] = set()
+    seen: set[Any] = set()
     for name, lines in computations.items():
         if name not in places:
             continue
@@ -118,11 +118,15 @@ def collectives(text: str) -> list[Collective]:
             match = _INSTRUCTION.match(line)
             if match is None:
                 continue
+            read = _read(line, match, name, places[name], devices)
             channel = _CHANNEL.search(line)
-            if channel is not None and channel[1] in channels:
-                continue
-            channels |= set() if channel is None else {channel[1]}
-            found += _read(line, match, name, places[name], devices)
+            if channel is not None:
+                # Those that a `shard_map` asks for may all have one channel.
+                same = channel[1], tuple((c.kind, c.dtype, c.shape) for c in read)
+                if same in seen:
+                    continue
+                seen.add(same)
+            found += read
     return found
 
 

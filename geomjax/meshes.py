@@ -233,8 +233,8 @@ class Placement:
         """A function that each device applies to its own parts of the arguments.
 
         Args:
-          function: From one array for each of `in_axes` to one array. What it sums over
-            devices it sums itself, over `mesh_axes`.
+          function: From one array for each of `in_axes` to one array, or to several
+            that lie alike. What it sums over devices it sums itself, over `mesh_axes`.
           in_axes: Logical axes of each argument.
           out_axes: Those of the result.
           along: The one logical axis of these along which the parts are the devices'
@@ -249,7 +249,8 @@ class Placement:
             return function
         return jax.shard_map(
             function,
-            mesh=self.mesh,
+            # Inside of another `local` the mesh is known to JAX.
+            mesh=jax.sharding.get_abstract_mesh() if _manual() else self.mesh,
             axis_names={axis for axis in axes if axis in self.mesh.axis_names},
             in_specs=tuple(partition_spec(a, self.mesh, self.rules) for a in in_axes),
             out_specs=partition_spec(out_axes, self.mesh, self.rules),

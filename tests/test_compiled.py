@@ -1,5 +1,7 @@
 """Collectives read from compiled programs: sizes, groups and how often they run."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -35,6 +37,23 @@ def test_a_gather_in_a_scan_runs_once_a_layer():
     assert total[:6] == ("all-reduce", "f32", (), 4, 8, 1)
     assert total.loops == ()
     assert total.sent_bytes == 2 * 4 * 7 / 8
+
+
+def test_sums_that_a_program_asks_for_itself_are_told_apart():
+    """XLA gives all of them one channel."""
+    mesh = mesh_from_string("data=2,fsdp=4")
+    axes = ("data", "fsdp")
+
+    rows, whole = PartitionSpec(axes), PartitionSpec()
+
+    @partial(jax.shard_map, mesh=mesh, in_specs=rows, out_specs=(whole, rows))
+    def program(x):
+        return jax.lax.psum(x.sum(axis=0), axes), jax.lax.psum(x[:, :3], "fsdp")
+
+    text = jax.jit(program).lower(jnp.ones((8, 16))).compile().as_text()
+    assert text.count("channel_id=1,") == 2
+    found = {(c.kind, c.shape, c.group_size) for c in collectives(text)}
+    assert found == {("all-reduce", (16,), 8), ("all-reduce", (1, 3), 4)}
 
 
 def test_loops_multiply_and_a_condition_bounds_one_that_depends_on_data():

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from geomjax.meshes import ONE_DEVICE, Placement
 from geomjax.objectives.base import (
     Batch,
     Objective,
@@ -15,8 +16,11 @@ from geomjax.objectives.divergence import Divergence
 from geomjax.objectives.vocabulary import (
     DEFAULT_CHUNK_TOKENS,
     head,
+    likeliest,
     logits,
     map_tokens,
+    pick_each,
+    without,
 )
 from geomjax.typing import LanguageModel, Params
 
@@ -78,9 +82,10 @@ def top_k(
                 teacher, teacher_head, teacher_hidden, temperature, placement
             )
             chosen = jax.lax.stop_gradient(ours if support == "student" else theirs)
-            index = jax.lax.top_k(chosen, k)[1]
+            index = likeliest(chosen, k, placement)
             return divergence(
-                restrict(theirs, index, tail), restrict(ours, index, tail)
+                restrict(theirs, index, tail, placement),
+                restrict(ours, index, tail, placement),
             )
 
         hidden = (
@@ -94,7 +99,10 @@ def top_k(
 
 
 def restrict(
-    scores: Float[Array, "n V"], index: Int[Array, "n k"], tail: str
+    scores: Float[Array, "n V"],
+    index: Int[Array, "n k"],
+    tail: str,
+    placement: Placement = ONE_DEVICE,
 ) -> Float[Array, "n c"]:
     """Log-probabilities of the chosen tokens, and of the rest together.
 
@@ -102,15 +110,15 @@ def restrict(
       scores: Logits.
       index: Tokens of each row.
       tail: As in `top_k`.
+      placement: Where the scores lie.
 
     Returns:
       `[n, k]` renormalised, or `[n, k + 1]` with the rest in the last column.
     """
-    picked = jnp.take_along_axis(scores, index, axis=-1)
+    picked = pick_each(scores, index, placement)
     if tail == "renormalise":
         return jax.nn.log_softmax(picked)
-    rows = jnp.arange(scores.shape[0])[:, None]
-    rest = jax.nn.logsumexp(scores.at[rows, index].set(-jnp.inf), axis=-1)
+    rest = jax.nn.logsumexp(without(scores, index, placement), axis=-1)
     return jax.nn.log_softmax(jnp.concatenate([picked, rest[:, None]], axis=-1))
 
 

@@ -205,6 +205,93 @@ def pick(
     return jnp.sum(jnp.where(mine, scores, jnp.zeros_like(scores)), axis=-1)
 
 
+def likeliest(
+    scores: Float[Array, "n W"], k: int, placement: Placement = ONE_DEVICE
+) -> Int[Array, "n k"]:
+    """The k tokens with the highest scores, the highest first, of equals the first.
+
+    On a mesh each device finds those of its own part of the vocabulary, and the scores
+    of these alone are gathered, at most k a token from each.
+    """
+    if placement.mesh is None:
+        return jax.lax.top_k(scores, k)[1]
+
+    def of_part(scores, tokens):
+        found, place = jax.lax.top_k(scores, min(k, len(tokens)))
+        return found, tokens[place]
+
+    split = None, "loss_vocab"
+    of_parts = placement.local(of_part, [split, split[1:]], split, along="loss_vocab")
+    tokens = jnp.arange(scores.shape[1], dtype=jnp.int32)
+    # Parts in the order of their tokens, so that of equals the first still wins.
+    found, token = (
+        placement.constrain(a, "rows", None) for a in of_parts(scores, tokens)
+    )
+    best = jax.lax.top_k(found, k)[1]
+    chosen = jnp.take_along_axis(token, best, axis=-1)
+    return placement.constrain(chosen, "rows", None)
+
+
+def pick_each(
+    scores: Float[Array, "n W"],
+    index: Int[Array, "n k"],
+    placement: Placement = ONE_DEVICE,
+) -> Float[Array, "n k"]:
+    """The scores of several tokens a row.
+
+    On a mesh each device reads those of its own part of the vocabulary, and their sum
+    over the devices has one term that is not zero, as in `pick`.
+    """
+    if placement.mesh is None:
+        return jnp.take_along_axis(scores, index, axis=-1)
+
+    def of_part(scores, tokens, index):
+        place, mine = _place_in(tokens, index)
+        own = jnp.take_along_axis(scores, jnp.where(mine, place, 0), axis=-1)
+        own = jnp.where(mine, own, jnp.zeros_like(own))
+        axes = placement.mesh_axes("loss_vocab")
+        return jax.lax.psum(own, axes) if axes else own
+
+    return _of_parts(of_part, placement, scores, index, (None, None))
+
+
+def without(
+    scores: Float[Array, "n W"],
+    index: Int[Array, "n k"],
+    placement: Placement = ONE_DEVICE,
+) -> Float[Array, "n W"]:
+    """The scores, minus infinity for some tokens of each row."""
+
+    def hide(scores, place):
+        rows = jnp.arange(scores.shape[0])[:, None]
+        return scores.at[rows, place].set(-jnp.inf)
+
+    if placement.mesh is None:
+        return hide(scores, index)
+
+    def of_part(scores, tokens, index):
+        place, mine = _place_in(tokens, index)
+        # What is written behind the end is dropped.
+        return hide(scores, jnp.where(mine, place, len(tokens)))
+
+    return _of_parts(of_part, placement, scores, index, (None, "loss_vocab"))
+
+
+def _of_parts(function, placement, scores, index, out_axes):
+    """A function of a device's scores, the tokens that they are of, and the index."""
+    split = None, "loss_vocab"
+    of_parts = placement.local(
+        function, [split, split[1:], (None, None)], out_axes, along="loss_vocab"
+    )
+    return of_parts(scores, jnp.arange(scores.shape[1], dtype=index.dtype), index)
+
+
+def _place_in(tokens, index):
+    """Where tokens are in a part of the vocabulary, and whether they are in it."""
+    place = index - tokens[0]
+    return place, (place >= 0) & (place < len(tokens))
+
+
 def token_log_probs(
     model: LanguageModel,
     params: Params,

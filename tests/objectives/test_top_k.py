@@ -1,5 +1,7 @@
 """Distillation on the k most likely tokens, by hand and by finite differences."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,9 +15,12 @@ from table_model import (
     table_params,
 )
 
+from geomjax.compiled import collectives
+from geomjax.meshes import ONE_DEVICE, Placement, mesh_from_string
 from geomjax.objectives.distill import full_vocabulary
 from geomjax.objectives.divergence import forward_kl, jsd, reverse_kl
 from geomjax.objectives.top_k import restrict, top_k
+from geomjax.objectives.vocabulary import likeliest, pick_each, without
 
 FOUR = TableModel(4)
 STUDENT = np.array([0.4, 0.3, 0.2, 0.1])
@@ -105,6 +110,55 @@ def test_gradient_against_finite_differences(support, tail):
             lambda params: objective(params, teacher, batch)[0],
             table_params(1, 6, 3, np.float64),
         )
+
+
+MESHES = ("data=8", "data=2,fsdp=4", "data=2,fsdp=2,tensor=2")
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_what_a_mesh_chooses_and_reads_is_what_one_device_does(mesh):
+    """Bit by bit, of equal scores too, and so are the gradients."""
+    placement = Placement(mesh_from_string(mesh))
+    generator = np.random.default_rng(0)
+    scores = jnp.asarray(generator.integers(-4, 4, (8, 16)), jnp.float32)
+    scores = scores.at[:, 13:].set(-1e30)
+    for k in (1, 3, 9):
+        index = likeliest(scores, k)
+        chosen = jax.jit(partial(likeliest, k=k, placement=placement))(scores)
+        np.testing.assert_array_equal(chosen, index)
+        weights = jnp.asarray(generator.standard_normal(index.shape), jnp.float32)
+
+        def read(place, scores, index=index, weights=weights):
+            others = jnp.exp(without(scores, index, place)).sum(1)
+            picked = pick_each(scores, index, place)
+            return (weights * picked).sum() + others.sum(), (others, picked)
+
+        on_mesh, alone = (
+            jax.jit(jax.value_and_grad(partial(read, place), has_aux=True))(scores)
+            for place in (placement, ONE_DEVICE)
+        )
+        (_, (_, picked)), gradient = on_mesh
+        np.testing.assert_array_equal(picked, alone[0][1][1])
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), on_mesh, alone
+        )
+        np.testing.assert_array_equal(gradient != 0, alone[1] != 0)
+
+
+@pytest.mark.parametrize("tail", ["renormalise", "bucket"])
+@pytest.mark.parametrize("mesh", MESHES[1:])
+def test_on_a_mesh_no_logits_are_moved(mesh, tail):
+    model = TableModel(77, placement=Placement(mesh_from_string(mesh)))
+    options = {"k": 3, "support": "student", "tail": tail, "chunk_tokens": 2}
+    objective = top_k(model, model, reverse_kl, temperature=1.0, **options)
+    inputs = table_params(0, 77, 6), table_params(1, 77, 6), random_batch(2, 77, 8, 5)
+    step = jax.jit(jax.grad(objective, has_aux=True))
+    found = collectives(step.lower(*inputs).compile().as_text())
+    in_chunks = [c for c in found if c.loops and len(c.shape) > 1]
+    candidates = [c for c in in_chunks if c.shape[-1] == 3 * 4]
+    assert {c.kind for c in candidates} == {"all-gather"}
+    # 77 tokens are padded to 80; a device has 20 of them.
+    assert not [c for c in in_chunks if set(c.shape) & {77, 80, 40, 20}]
 
 
 def test_no_gradient_reaches_the_teacher():
