@@ -111,17 +111,17 @@ def _midsize(config: ml_collections.ConfigDict) -> None:
 def _vision(config: ml_collections.ConfigDict) -> None:
     """P1's vision-language run in small: Table 6, and the masks of Figure 7.
 
-    P1 has a top-k of 32 out of some 150,000 tokens; here it is 8 of 28. Its samples a
+    P1 has a top-k of 32 out of some 150,000 tokens; here it is 4 of 17. Its samples a
     prompt are 1; here 4, as GRPO compares them.
     """
     config.world = "vision"
     del config.arms["opd_other_teacher"]
-    config.arms.opd.kind = "top_k:forward_kl:8:teacher:bucket"
+    config.arms.opd.kind = "top_k:forward_kl:4:teacher:bucket"
     config.masks = ("own", "rlvr", "random")
     config.density = 0.333  # P1: about a third, the density of its OPD mask.
     config.curve_masks = ()
     config.curve_densities = ()
-    config.max_new_tokens = 7
+    config.max_new_tokens = 5
     config.test_fraction = 0.15
 
 

@@ -35,9 +35,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.scripts = 13
         config.hints = 0.3
         # More to learn: which characters are the same digit, and how to read a hint.
-        # After 6,000 steps the teacher was still hardly better than the anchor (34 %).
-        config.teacher_steps = 10_000
-        config.max_anchor_steps = 10_000
+        # It learns to calculate in one script before it meets the others.
+        config.one_script_steps = 600
+        config.script_every = 75
+        config.teacher_steps = config.max_anchor_steps = 3000
     elif variant == "deep":
         config.model.update(
             hidden_size=256,
@@ -85,6 +86,10 @@ def _bundled() -> ml_collections.ConfigDict:
             "operators": "+-",
             # Scripts that problems are written in, each in one.
             "scripts": 1,
+            # Steps with the first script alone, and steps after which each further one
+            # comes in; 0: all from the start.
+            "one_script_steps": 0,
+            "script_every": 0,
             # Share of training prompts with the answer in front.
             "hints": 0.0,
             # Share of training answers with one wrong value, from which the chain goes

@@ -66,10 +66,12 @@ class Task:
         if self.hints:
             self.prompt_length += self.response_length
 
-    def problems(self, generator: np.random.Generator, count: int) -> list[Example]:
-        """Random problems."""
+    def problems(
+        self, generator: np.random.Generator, count: int, scripts: int | None = None
+    ) -> list[Example]:
+        """Random problems, in all scripts or the first so many."""
         return arithmetic.problems(
-            generator, count, self.operations, self.scripts, self.operators
+            generator, count, self.operations, scripts or self.scripts, self.operators
         )
 
     def encode(self, examples: list[Example]) -> list[np.ndarray]:
@@ -144,6 +146,14 @@ def stored(params: Params) -> Params:
     )
 
 
+def scripts_at(config: ml_collections.ConfigDict, step: int) -> int:
+    """Scripts that problems are in at a step: one at first, then ever more of them."""
+    if not config.script_every:
+        return config.scripts
+    more = (step - config.one_script_steps) // config.script_every
+    return min(1 + max(0, more), config.scripts)
+
+
 def train(
     config: ml_collections.ConfigDict,
     model: Decoder,
@@ -176,7 +186,8 @@ def train(
     snapshots: dict[str, tuple[int, Params]] = {}
     progress = tqdm(range(1, config.teacher_steps + 1), desc="training", unit="step")
     for index in progress:
-        examples = task.problems(generator, 2 * config.batch_size)
+        scripts = scripts_at(config, index)
+        examples = task.problems(generator, 2 * config.batch_size, scripts)
         fresh = [e for e in examples if e.prompt not in held_out][: config.batch_size]
         state, metrics = step(state, {}, task.batch(fresh, generator, config.slips))
         if index == config.base_steps:

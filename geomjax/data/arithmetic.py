@@ -3,10 +3,13 @@
 A prompt is a chain such as `7+3-8+2=`; its answer gives the running value after each
 operation, here `024` (7+3 is 0, 0-8 is 2, 2+2 is 4). One wrong step spoils the answer.
 With other operators it is another task in the same form: `7<3>8=`, with the lesser and
-the greater of two digits, is answered `38`. Written in the digits of many scripts,
-answer and prompt in one of them, it is the same task with a vocabulary of some hundred
-tokens.
+the greater of two digits, is answered `38`. With the digits of many scripts it is the
+same task with a vocabulary of some hundred tokens: each digit of a prompt is in a
+script of its own, and the answer in that of the first.
 """
+
+from collections.abc import Iterable
+from itertools import repeat
 
 import numpy as np
 
@@ -21,7 +24,7 @@ ZEROS = "0٠۰०০੦૦୦௦౦೦൦๐"
 
 
 def alphabet(scripts: int = 1, operators: str = ARITHMETIC) -> str:
-    """The characters of problems in the first so many scripts.
+    """The characters of problems with digits of the first so many scripts.
 
     Raises:
       ValueError: There are not so many, or the operators are no known pair.
@@ -43,10 +46,19 @@ def apply(operator: str, value: int, digit: int) -> int:
     return (value + digit if operator == "+" else value - digit) % 10
 
 
-def in_script(text: str, script: int) -> str:
-    """Text with its ASCII digits written in another script."""
-    zero = ord(ZEROS[script])
-    return text.translate({ord("0") + i: chr(zero + i) for i in range(10)})
+def in_scripts(text: str, scripts: Iterable[int]) -> str:
+    """Text with its ASCII digits written in other scripts, one of them for each digit.
+
+    >>> in_scripts("7+3", (0, 3))
+    '7+३'
+    """
+    following = iter(scripts)
+    return "".join(
+        chr(ord(ZEROS[next(following)]) + int(character))
+        if character.isdecimal()
+        else character
+        for character in text
+    )
 
 
 def problem(
@@ -110,11 +122,15 @@ def problems(
 ) -> list[Example]:
     """Random problems, each with its answer.
 
+    Scripts are drawn for every digit of a prompt: a model then has to know which
+    characters are the same digit. Each problem in one script would be as many tasks as
+    there are scripts.
+
     Args:
       generator: Source of randomness.
       count: Number of problems.
       operations: Fewest and most operations in a chain, equally likely in between.
-      scripts: How many scripts they are written in, each in one.
+      scripts: How many scripts digits are written in.
       operators: A pair of them, equally likely.
 
     Returns:
@@ -129,9 +145,9 @@ def problems(
         for n, d, s in zip(lengths, digits, signs, strict=True)
     ]
     if scripts > 1:  # One script draws nothing: its problems stay what they were.
-        chosen = generator.integers(0, scripts, count)
+        chosen = generator.integers(0, scripts, (count, most + 1)).tolist()
         made = [
-            (in_script(prompt, script), in_script(answer, script))
-            for (prompt, answer), script in zip(made, chosen.tolist(), strict=True)
+            (in_scripts(prompt, drawn), in_scripts(answer, repeat(drawn[0])))
+            for (prompt, answer), drawn in zip(made, chosen, strict=True)
         ]
     return [Example(prompt, answer, i) for i, (prompt, answer) in enumerate(made, 1)]

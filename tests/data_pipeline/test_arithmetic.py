@@ -10,7 +10,7 @@ from geomjax.data.arithmetic import (
     ZEROS,
     alphabet,
     hinted,
-    in_script,
+    in_scripts,
     problem,
     problems,
     with_slip,
@@ -86,21 +86,24 @@ def test_scripts_are_thirteen_sets_of_ten_digits():
             alphabet(scripts)
 
 
-def test_a_problem_in_another_script_is_the_same_problem():
-    example = Example(in_script("7+3-8+2=", 3), in_script("024", 3), 1)
-    assert example.prompt == "७+३-८+२="
-    assert with_slip(example, 1, 5) == in_script("057", 3)
-    assert hinted(example).prompt == "०२४=७+३-८+२="
+def test_a_problem_in_other_scripts_is_the_same_problem():
+    example = Example(in_scripts("7+3-8+2=", (3, 0, 0, 1)), in_scripts("024", (3,) * 3), 1)
+    assert example.prompt == "७+3-8+٢="
+    assert example.answer == "०२४"
+    assert with_slip(example, 1, 5) == in_scripts("057", (3,) * 3)
+    assert hinted(example).prompt == "०२४=७+3-8+٢="
 
 
-def test_each_problem_is_in_one_of_the_scripts():
+def test_each_digit_has_a_script_and_the_answer_that_of_the_first():
     plain = problems(np.random.default_rng(5), 300, (3, 4))
     mixed = problems(np.random.default_rng(5), 300, (3, 4), scripts=13)
-    scripts = set()
+    drawn = []
     for one, other in zip(plain, mixed, strict=True):
-        zero = ord(other.prompt[0]) - int(other.prompt[0])
-        script = ZEROS.index(chr(zero))
-        assert other.prompt == in_script(one.prompt, script)
-        assert other.answer == in_script(one.answer, script)
-        scripts.add(script)
-    assert scripts == set(range(13))
+        digits = [character for character in other.prompt if character.isdecimal()]
+        scripts = [ZEROS.index(chr(ord(digit) - int(digit))) for digit in digits]
+        assert other.prompt == in_scripts(one.prompt, scripts)
+        assert other.answer == in_scripts(one.answer, scripts[:1] * len(one.answer))
+        drawn += scripts
+    counts = np.bincount(drawn, minlength=13)
+    expected = len(drawn) / 13
+    assert (abs(counts - expected) < 4 * np.sqrt(expected)).all()

@@ -8,21 +8,12 @@ from PIL import Image
 
 from geomjax.data import shapes
 
-CELLS = ("rs", "gd", "bx", "rt", "rs", "gs", "bd", "bx", "gt")
+CELLS = ("rs", "gd", "bx", "rt")
 
 
 @pytest.mark.parametrize(
     ("question", "answer"),
-    [
-        ("1=", "rsgdbx"),
-        ("3=", "bdbxgt"),
-        ("a=", "rsrtbd"),
-        ("b=", "gdrsbx"),
-        ("b?", "3"),
-        ("s?", "3"),
-        ("t?", "2"),
-        ("g?", "3"),
-    ],
+    [("1=", "rsgd"), ("2=", "bxrt"), ("a=", "rsbx"), ("b=", "gdrt")],
 )
 def test_answers_are_read_off_the_cells(question, answer):
     assert question in shapes.QUESTIONS
@@ -31,7 +22,7 @@ def test_answers_are_read_off_the_cells(question, answer):
 
 def test_every_cell_shows_its_colour_and_its_shape():
     drawn = shapes.draw(np.random.default_rng(0))
-    assert drawn.pixels.shape == (24, 24, 3)
+    assert drawn.pixels.shape == (16, 16, 3)
     for place, (colour, shape) in enumerate(drawn.cells):
         top, left = np.array(divmod(place, shapes.SIDE)) * shapes.CELL
         cell = drawn.pixels[top : top + shapes.CELL, left : left + shapes.CELL]
@@ -53,5 +44,6 @@ def test_images_come_from_the_generator_and_survive_as_png():
 
 def test_the_alphabet_has_every_character_once():
     assert len(set(shapes.ALPHABET)) == len(shapes.ALPHABET)
-    letters = set("".join(shapes.QUESTIONS) + "".join(CELLS) + "0123456789")
-    assert letters <= set(shapes.ALPHABET)
+    drawn = (shapes.draw(np.random.default_rng(seed)).cells for seed in range(20))
+    letters = {*"".join(shapes.QUESTIONS), *"".join(map("".join, drawn))}
+    assert letters == set(shapes.ALPHABET)

@@ -42,7 +42,7 @@ def test_a_cell_of_the_grid_is_a_token(task):
         text = task.tokenizer.decode(ids[-2:])
         assert text == question
     drawn = shapes.draw(np.random.default_rng(0))
-    assert task.patches(drawn).grid == (1, 6, 6)  # Taken as it is, not resized.
+    assert task.patches(drawn).grid == (1, 4, 4)  # Taken as it is, not resized.
 
 
 def test_the_template_renders_what_the_task_trains_on(task):
