@@ -10,17 +10,16 @@ ours.
 
 The variants are worlds that are not bundled, but built where they are first needed:
 
-- `scripts`: the same task in the digits of thirteen scripts, 136 tokens, with the
-  answer in front of some prompts, so that a model can be asked with privileged
-  information;
+- `scripts`: the same task in the digits of thirteen scripts, 136 tokens, which come in
+  one after another once the model calculates, with the answer in front of some prompts,
+  so that a model can be asked with privileged information;
 - `deep`: the same task with 6 layers of width 256 (4.7 million parameters), for what
   needs depth or rank; some 0.4 s of one CPU core a step;
 - `extremes`: another task of the same form and size, chains of minima and maxima;
 - `midsize`: longer chains with 12 layers of width 768 (104 million parameters), for one
   GPU.
 
-Rates and lengths of the last three are first guesses; none was built to its end, and
-the teacher of `scripts` was not seen after its 10,000 steps.
+Rates and lengths of `midsize` are first guesses: it was not built to its end.
 """
 
 import ml_collections

@@ -87,7 +87,9 @@ def test_scripts_are_thirteen_sets_of_ten_digits():
 
 
 def test_a_problem_in_other_scripts_is_the_same_problem():
-    example = Example(in_scripts("7+3-8+2=", (3, 0, 0, 1)), in_scripts("024", (3,) * 3), 1)
+    example = Example(
+        in_scripts("7+3-8+2=", (3, 0, 0, 1)), in_scripts("024", (3,) * 3), 1
+    )
     assert example.prompt == "७+3-8+٢="
     assert example.answer == "०२४"
     assert with_slip(example, 1, 5) == in_scripts("057", (3,) * 3)

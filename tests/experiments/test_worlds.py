@@ -127,6 +127,18 @@ def test_studies_hold_out_what_their_world_held_out_and_fit_its_problems(
         assert located(config).student == ""
 
 
+def test_scripts_come_in_one_after_another_and_all_before_the_end():
+    recipe = get_recipe("scripts")
+    first, every = recipe.one_script_steps, recipe.script_every
+    drawn = [tiny_world.scripts_at(recipe, step) for step in (1, first, first + every)]
+    assert drawn == [1, 1, 2]
+    last = first + (recipe.scripts - 1) * every
+    assert tiny_world.scripts_at(recipe, last - 1) == recipe.scripts - 1
+    assert tiny_world.scripts_at(recipe, last + 5 * every) == recipe.scripts
+    assert last < recipe.teacher_steps
+    assert tiny_world.scripts_at(get_recipe(), 1) == 1
+
+
 def brief(variant):
     recipe = get_recipe(variant)
     recipe.update(
