@@ -15,17 +15,25 @@ from geomjax.rewards.contract import Judgement, final_part
 from geomjax.sandbox.limits import Limits
 from geomjax.sandbox.run import Isolation, Run, run_program
 
-_BLOCK = re.compile(r"```[ \t]*(?:python|py|python3)?[ \t]*\n(.*?)```", re.DOTALL)
+# Of any language, so that the end of one block is not taken for the start of the next.
+# A fence begins a line, unless it names Python.
+_BLOCK = re.compile(
+    r"(?:^[ \t]*|(?=```[ \t]*(?i:py)))```[ \t]*([^\s`]*)[^\n`]*\n(.*?)^[ \t]*```(?!\w)",
+    re.DOTALL | re.MULTILINE,
+)
+_PYTHON = {"", "py", "python", "python3"}
 _SHOWN = 200
 
-# Contest sites import these for their users. Written before the program, on one line,
-# so that line numbers in its errors stay near.
+# Contest sites import these for their users.
 _IMPORTS = (
     "import bisect, collections, copy, functools, heapq, itertools, math, operator, "
     "random, re, string, sys; from bisect import *; from collections import *; "
     "from functools import *; from heapq import *; from itertools import *; "
     "from math import *; from typing import *; sys.setrecursionlimit(50_000)\n"
 )
+# Compiled by itself: what is of the `__future__` must come first, and the lines of its
+# errors are its own.
+_PROGRAM = 'exec(compile({program!r}, "<program>", "exec", dont_inherit=True))\n'
 # Reads the arguments, calls the function, writes its result where prints of the
 # program do not go.
 _ASIDE = "import os as _os; _out = _os.dup(1); _os.dup2(2, 1); "
@@ -34,7 +42,8 @@ if True:
     import json as _json, sys as _sys
     _given = _json.loads(_sys.stdin.read())
     _names = globals()
-    _called = getattr(_names["Solution"](), {name!r}, None) if "Solution" in _names \\
+    _class = _names.get("Solution")
+    _called = getattr(_class(), {name!r}) if hasattr(_class, {name!r}) \\
         else _names[{name!r}]
     _result = _called(*_given)
     with open(_out, "w") as _file:
@@ -53,8 +62,9 @@ def code(
 ) -> Judgement:
     """Scores 1 if the completion's program passes all of the example's tests, else 0.
 
-    The program is the last fenced block of code after the train of thought. Each test
-    is a run of its own; the first that fails ends the series.
+    The program is the last block of code after the train of thought whose fence names
+    Python or no language. Each test is a run of its own; the first that fails ends the
+    series.
 
     Args:
         example: its answer holds the tests (`geomjax.data.code_tests`).
@@ -72,12 +82,16 @@ def code(
         tests = load_tests(example.answer or "")
     except ValueError as error:
         return Judgement(0.0, str(error), "unparsed reference")
-    blocks = _BLOCK.findall(final_part(completion, thinking_end))
-    if not blocks:
+    programs = [
+        program
+        for language, program in _BLOCK.findall(final_part(completion, thinking_end))
+        if language.lower() in _PYTHON
+    ]
+    if not programs:
         return Judgement(0.0, "no block of code found", "unparsed completion")
     limits = Limits(wall_s=test_s, cpu_s=test_s, memory_bytes=memory_bytes)
     for number, case in enumerate(tests.cases, start=1):
-        problem = _problem(blocks[-1], tests, case, limits, isolation)
+        problem = _problem(programs[-1], tests, case, limits, isolation)
         if problem is not None:
             return Judgement(0.0, f"test {number} of {len(tests.cases)}: {problem}")
     return Judgement(1.0, f"passed {len(tests.cases)} tests")
@@ -87,13 +101,14 @@ def _problem(
     program: str, tests: CodeTests, case: Case, limits: Limits, isolation: Isolation
 ) -> str | None:
     """What is wrong with the program on one test, or None."""
+    # Half of a surrogate pair is not text; it reaches the program as a question mark.
+    program = program.encode(errors="replace").decode()
+    source = _IMPORTS + _PROGRAM.format(program=program)
     if tests.function is None:
-        given, source = case.given, _IMPORTS + program
+        given = case.given
     else:
         given = json.dumps(case.given)
-        source = _ASIDE + _IMPORTS + program + _CALL.format(name=tests.function)
-    # Half of a surrogate pair is not text; it reaches the program as a question mark.
-    source = source.encode(errors="replace").decode()
+        source = _ASIDE + source + _CALL.format(name=tests.function)
     run = run_program(source, stdin=given.encode(), limits=limits, isolation=isolation)
     if run.ended != "exited":
         return f"exceeded its {run.ended}"

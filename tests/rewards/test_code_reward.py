@@ -24,6 +24,16 @@ def judge(tests, program, **settings):
         (CALL, "def add(a, b):\n    print('busy')\n    return a + b\nprint(add(1, 1))"),
         (CALL, "class Solution:\n    def add(self, a: List, b):\n        return a + b"),
         (CodeTests("f", (Case([], [1, 2]),)), "def f():\n    return 1, 2"),
+        (
+            SUM,
+            "from __future__ import annotations\nprint(sum(map(int, input().split())))",
+        ),
+        (
+            CALL,
+            '"""Adds."""\nfrom __future__ import division\ndef add(a, b): return a + b',
+        ),
+        (CALL, "class Solution:\n    pass\ndef add(a, b):\n    return a + b"),
+        (CALL, "class Solution:\n    def __init__(self, x): pass\nadd = operator.add"),
     ],
 )
 def test_right_programs_pass(tests, program):
@@ -70,9 +80,35 @@ def test_a_program_cannot_find_what_it_should_answer():
     assert "squeamish" not in judgement.reason.partition("expected")[0]
 
 
+RIGHT = "```python\nprint(sum(map(int, input().split())))\n```"
+OTHER = "\nprint(3)\n```"
+
+
+@pytest.mark.usefixtures("sandbox")
+@pytest.mark.parametrize(
+    "completion",
+    [
+        f"As in C++:\n```cpp{OTHER}\nand so:\n{RIGHT}",
+        f"```text{OTHER}\n{RIGHT}\nwhich prints\n```text{OTHER}\nas wanted.",
+        f"```{OTHER}\nBetter:\n{RIGHT}\n```c++ linenums{OTHER}",
+        f"```python{OTHER} was wrong.\n{RIGHT.replace('python', ' Python3 run')}",
+        f"Inline ```x```, and then this: {RIGHT}",
+        RIGHT.replace("print", "# ``` ends no program in mid-line\nprint"),
+    ],
+)
+def test_only_blocks_that_may_be_python_are_run(completion):
+    judgement = code(Example("?", dump_tests(SUM), 1), completion)
+    assert judgement == Judgement(1.0, "passed 2 tests")
+
+
 def test_the_last_block_after_the_thinking_counts():
     example = Example("?", dump_tests(SUM), 1)
-    for completion in ("", "print(3)", "<think>```python\nprint(3)\n```</think>"):
+    for completion in (
+        "",
+        "print(3)",
+        "<think>```python\nprint(3)\n```</think>",
+        "```cpp\nint main() {}\n```\nprint(3)\n```text\n3\n```",
+    ):
         judgement = code(example, completion)
         assert judgement.status == "unparsed completion"
 
