@@ -20,17 +20,17 @@ from typing import Any
 
 import ml_collections
 import numpy as np
-from tqdm import tqdm
 
 from experiments.common.outcome import Outcome
+from experiments.studies.arms import arm_runs, train_arms
 from experiments.studies.begin import begin
 from experiments.studies.channels import DENSITY, Channel, follow
 from experiments.studies.launch import launch
 from experiments.studies.measured import Measured, kept_steps, measure_runs
 from experiments.studies.report import trajectory_plot, write_results
-from experiments.studies.run import Run
 from experiments.studies.study import Start, Study
 from experiments.studies.verdict import Side, Verdict, differences
+from geomjax import hosts
 from geomjax.analysis import plots
 from geomjax.analysis import report as reports
 from geomjax.analysis.plots.maps import order_modules
@@ -38,7 +38,6 @@ from geomjax.analysis.report import Cell, Column, Estimate, Table
 from geomjax.checkpoints import SafetensorsSource
 from geomjax.models import hf
 from geomjax.names import GROUPS
-from geomjax.train.learn import Controls
 from geomjax.train.probe import make_probe
 from geomjax.typing import Params
 
@@ -69,22 +68,28 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
 def _run(
     config: ml_collections.ConfigDict, study: Study, origins: dict[str, Params]
 ) -> dict[str, Any]:
+    probes = {
+        name: make_probe(study.placed(params), study.roles)
+        for name, params in origins.items()
+    }
+    starts = {
+        name: Start(origins[arm.start], probe=probes[arm.start])
+        for name, arm in config.arms.items()
+    }
+    outcomes = train_arms(study, arm_runs(config), starts)
+    anchors = {name: start.params for name, start in starts.items()}
+    return hosts.on_main(lambda: _conclude(study, anchors, outcomes))
+
+
+def _conclude(
+    study: Study, anchors: dict[str, Params], outcomes: dict[str, list[Outcome]]
+) -> dict[str, Any]:
+    """Measures and follows the runs, and writes all results; in process 0 alone."""
     arms: dict[str, Measured] = {}
     channels: Followed = {}
-    probes = {name: make_probe(params, study.roles) for name, params in origins.items()}
-    with tqdm(total=len(config.arms) * len(config.seeds), unit="run") as bar:
-        for name, arm in config.arms.items():
-            controls = Controls(alpha=0.0 if arm.kind == "reward" else 1.0)
-            origin = origins[arm.start]
-            start = Start(origin, probe=probes[arm.start])
-            outcomes = []
-            for seed in config.seeds:
-                bar.set_description(f"{name} seed {seed}")
-                spec = Run(name, arm.kind, arm.learning_rate, seed, controls=controls)
-                outcomes.append(study.train(spec, start))
-                bar.update()
-            arms[name] = measure_runs(study, origin, outcomes)
-            channels[name] = [follow_run(study, origin, end) for end in outcomes]
+    for name, runs in outcomes.items():
+        arms[name] = measure_runs(study, anchors[name], runs)
+        channels[name] = [follow_run(study, anchors[name], end) for end in runs]
     progress = np.array(next(iter(arms.values())).progress)
     styles = plots.assign_styles(list(arms))
     return write_results(

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import ml_collections
-from tqdm import tqdm
 
+from experiments.common.outcome import Outcome
+from experiments.studies.arms import train_arms
 from experiments.studies.begin import begin
 from experiments.studies.beside import beside_table
 from experiments.studies.launch import launch
@@ -35,6 +36,7 @@ from experiments.studies.report import trajectory_plot, write_results
 from experiments.studies.run import Run
 from experiments.studies.study import Start, Study
 from experiments.studies.verdict import Verdict, differences
+from geomjax import hosts
 from geomjax.analysis import plots
 from geomjax.typing import Params
 
@@ -64,15 +66,15 @@ def _run(
         study.loss(config.arms[name].kind)  # Refuses a bad k before any work is done.
     matrices = read_matrices(config, study)
     moments = measure_moments(study, specs, matrices, WHOLE)
-    arms: dict[str, Measured] = {}
-    with tqdm(total=sum(map(len, specs.values())), unit="run") as bar:
-        for name, runs in specs.items():
-            outcomes = []
-            for spec in runs:
-                bar.set_description(f"{name} seed {spec.seed}")
-                outcomes.append(study.train(spec, Start(anchor)))
-                bar.update()
-            arms[name] = measure_runs(study, anchor, outcomes)
+    outcomes = train_arms(study, specs, dict.fromkeys(specs, Start(anchor)))
+    return hosts.on_main(lambda: _conclude(study, anchor, outcomes, moments))
+
+
+def _conclude(
+    study: Study, anchor: Params, outcomes: dict[str, list[Outcome]], moments: Moments
+) -> dict[str, Any]:
+    """Measures the runs and writes all results; in process 0 alone."""
+    arms = {name: measure_runs(study, anchor, runs) for name, runs in outcomes.items()}
     styles = plots.assign_styles(list(arms))
     return write_results(
         study,

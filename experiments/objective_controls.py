@@ -19,8 +19,9 @@ from typing import Any
 
 import ml_collections
 import numpy as np
-from tqdm import tqdm
 
+from experiments.common.outcome import Outcome
+from experiments.studies.arms import train_arms
 from experiments.studies.begin import begin
 from experiments.studies.launch import launch
 from experiments.studies.measured import Measured, measure_runs
@@ -35,6 +36,7 @@ from experiments.studies.report import trajectory_plot, write_results
 from experiments.studies.run import Run
 from experiments.studies.study import Start, Study
 from experiments.studies.verdict import Verdict, differences
+from geomjax import hosts
 from geomjax.analysis import plots
 from geomjax.analysis import report as reports
 from geomjax.analysis.report import Cell, Column, Estimate, Table
@@ -60,16 +62,17 @@ def _run(
     matrices = read_matrices(config, study)
     specs = {name: _runs(config, name) for name in config.arms}
     moments = measure_moments(study, specs, matrices, REFERENCE)
-    arms: dict[str, Measured] = {}
-    with tqdm(total=sum(map(len, specs.values())), unit="run") as bar:
-        for name, runs in specs.items():
-            outcomes = []
-            for spec in runs:
-                bar.set_description(f"{name} seed {spec.seed}")
-                outcomes.append(study.train(spec, Start(origins["anchor"])))
-                bar.update()
-            arms[name] = measure_runs(study, origins["anchor"], outcomes)
-    shown = {name: arms[name] for name in config.arms if name != "sft"}
+    anchor = origins["anchor"]
+    outcomes = train_arms(study, specs, dict.fromkeys(specs, Start(anchor)))
+    return hosts.on_main(lambda: _conclude(study, anchor, outcomes, moments))
+
+
+def _conclude(
+    study: Study, anchor: Params, outcomes: dict[str, list[Outcome]], moments: Moments
+) -> dict[str, Any]:
+    """Measures the runs and writes all results; in process 0 alone."""
+    arms = {name: measure_runs(study, anchor, runs) for name, runs in outcomes.items()}
+    shown = {name: arm for name, arm in arms.items() if name != "sft"}
     styles = plots.assign_styles(list(shown))
     return write_results(
         study,

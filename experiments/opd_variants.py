@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import jax
 import ml_collections
-from tqdm import tqdm
 
 from configs import tiny_world
 from experiments.common import workdir as workdirs
@@ -24,16 +23,17 @@ from experiments.common.kept import recipe_digest
 from experiments.common.provenance import record_start
 from experiments.common.tracking import load_tracker
 from experiments.common.world import TINY_WORLD, locate
+from experiments.studies.arms import arm_runs, train_arms
 from experiments.studies.begin import begin
 from experiments.studies.launch import launch
 from experiments.studies.measured import Measured, measure_runs
 from experiments.studies.report import write_results
-from experiments.studies.run import Run
 from experiments.studies.settings import base_folder, check_settings
 from experiments.studies.study import Start
 from experiments.studies.verdict import Side, Spread, Verdict, differences
-from experiments.studies.worlds import in_world
+from experiments.studies.worlds import in_world, shared_folder
 from experiments.tiny_world import world_folder
+from geomjax import hosts
 from geomjax.analysis.report import Cell, Column, Estimate, Table
 
 NAME = "opd_variants"
@@ -103,7 +103,9 @@ def of_arm(config: ml_collections.ConfigDict, name: str) -> ml_collections.Confi
     for field in FIELDS:
         found[field] = arm[field]
     if arm.teacher_world != arm.world and not arm.teacher:
-        world = world_folder(arm.teacher_world) if arm.teacher_world else TINY_WORLD
+        world = TINY_WORLD
+        if arm.teacher_world:
+            world = shared_folder(lambda: world_folder(arm.teacher_world))
         found.teacher = str(world / "teacher")
     return found
 
@@ -134,25 +136,48 @@ def _run(
     parts: dict[str, ml_collections.ConfigDict],
     workdir: Path,
 ) -> dict[str, Any]:
-    arms: dict[str, Measured] = {}
-    sizes: dict[str, Sizes] = {}
-    counts: dict[str, int] = {}
-    trained = []
-    with tqdm(total=len(parts) * len(config.seeds), unit="run") as bar:
-        for name, part in parts.items():
-            arm = part.arms[name]
-            with begin(part, workdir / name, NAME) as (study, origins):
-                outcomes = []
-                for seed in part.seeds:
-                    bar.set_description(f"{name} seed {seed}")
-                    spec = Run(name, arm.kind, arm.learning_rate, seed)
-                    outcomes.append(study.train(spec, Start(origins[arm.start])))
-                    bar.update()
-                arms[name] = measure_runs(study, origins[arm.start], outcomes)
-                models = (study.world.student, study.world.teacher)
-                sizes[name] = Sizes(*(_count(model.params) for model in models))
-                counts |= {f"{name}: {k}": n for k, n in study.compilations().items()}
-                trained.append(study.seconds())
+    done = {name: _run_arm(part, name, workdir) for name, part in parts.items()}
+    return hosts.on_main(lambda: _conclude(config, workdir, done))
+
+
+class Done(NamedTuple):
+    """An arm whose runs have ended.
+
+    Attributes:
+      measured: Its runs, measured in process 0; no entry in the others.
+      sizes: Parameters of its models.
+      counts: Of compilations, by program.
+      seconds: How long its runs trained.
+    """
+
+    measured: list[Measured]
+    sizes: Sizes
+    counts: dict[str, int]
+    seconds: float
+
+
+def _run_arm(part: ml_collections.ConfigDict, name: str, workdir: Path) -> Done:
+    with begin(part, workdir / name, NAME) as (study, origins):
+        origin = origins[part.arms[name].start]
+        outcomes = train_arms(study, arm_runs(part), {name: Start(origin)})
+        measured: list[Measured] = []
+        # Before the next arm's models are loaded.
+        hosts.on_main(
+            lambda: measured.append(measure_runs(study, origin, outcomes[name]))
+        )
+        models = (study.world.student, study.world.teacher)
+        sizes = Sizes(*(_count(model.params) for model in models))
+        return Done(measured, sizes, study.compilations(), study.seconds())
+
+
+def _conclude(
+    config: ml_collections.ConfigDict, workdir: Path, done: dict[str, Done]
+) -> dict[str, Any]:
+    """Writes all results; in process 0 alone."""
+    arms = {name: arm.measured[0] for name, arm in done.items()}
+    sizes = {name: arm.sizes for name, arm in done.items()}
+    counts = {f"{n}: {k}": c for n, arm in done.items() for k, c in arm.counts.items()}
+    trained = [arm.seconds for arm in done.values()]
     return write_results(
         Finished(config, workdir, counts, trained),
         arms,

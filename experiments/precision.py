@@ -27,9 +27,9 @@ from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
-from tqdm import tqdm
 
-from experiments.common.outcome import late
+from experiments.common.outcome import Outcome, late
+from experiments.studies.arms import arm_runs, train_arms
 from experiments.studies.begin import begin
 from experiments.studies.launch import launch
 from experiments.studies.measured import Measured, measure_runs
@@ -43,13 +43,13 @@ from experiments.studies.nulls import (
     measure_nulls,
 )
 from experiments.studies.report import write_results
-from experiments.studies.run import FLOAT32, Run
+from experiments.studies.run import FLOAT32
 from experiments.studies.study import Start, Study
 from experiments.studies.verdict import Side, Verdict, differences
+from geomjax import hosts
 from geomjax.analysis import plots
 from geomjax.analysis import report as reports
 from geomjax.analysis.report import Cell, Column, Estimate, Table
-from geomjax.train.learn import Controls
 from geomjax.typing import Params
 
 NAME = "precision"
@@ -132,31 +132,29 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
 def _run(
     config: ml_collections.ConfigDict, study: Study, origins: dict[str, Params]
 ) -> dict[str, Any]:
-    arms: dict[str, Arm] = {}
-    with tqdm(total=len(config.arms) * len(config.seeds), unit="run") as bar:
-        for name, arm in config.arms.items():
-            controls = Controls(alpha=0.0 if arm.kind == "reward" else 1.0)
-            outcomes = []
-            for seed in config.seeds:
-                bar.set_description(f"{name} seed {seed}")
-                spec = Run(
-                    name,
-                    arm.kind,
-                    arm.learning_rate,
-                    seed,
-                    controls=controls,
-                    stored=arm.stored,
-                )
-                outcomes.append(study.train(spec, Start(origins[arm.start])))
-                bar.update()
-            origin = origins[arm.start]
-            arms[name] = Arm(
-                name.split("_")[0],
-                arm.learning_rate,
-                arm.stored,
-                measure_runs(study, origin, outcomes),
-                measure_nulls(study, origin, outcomes),
-            )
+    anchors = {name: origins[arm.start] for name, arm in config.arms.items()}
+    starts = {name: Start(params) for name, params in anchors.items()}
+    outcomes = train_arms(study, arm_runs(config), starts)
+    return hosts.on_main(lambda: _conclude(config, study, anchors, outcomes))
+
+
+def _conclude(
+    config: ml_collections.ConfigDict,
+    study: Study,
+    anchors: dict[str, Params],
+    outcomes: dict[str, list[Outcome]],
+) -> dict[str, Any]:
+    """Measures runs and nulls, and writes all results; in process 0 alone."""
+    arms = {
+        name: Arm(
+            name.split("_")[0],
+            arm.learning_rate,
+            arm.stored,
+            measure_runs(study, anchors[name], outcomes[name]),
+            measure_nulls(study, anchors[name], outcomes[name]),
+        )
+        for name, arm in config.arms.items()
+    }
     return write_results(
         study,
         {name: arm.measured for name, arm in arms.items()},

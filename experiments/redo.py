@@ -23,6 +23,7 @@ from absl import flags
 from experiments.common import cli, provenance
 from experiments.common import workdir as workdirs
 from experiments.common.environment import environment
+from geomjax import hosts
 
 FOLDER = Path(__file__).parent
 
@@ -64,8 +65,13 @@ def redo(run: Path, workdir: Path) -> dict[str, Any]:
     with workdirs.locked(workdir):
         config = workdirs.claim(workdir, config, resume=False)
         # Compared by the experiment, as when a run is resumed.
-        shutil.copyfile(run / workdirs.INPUTS_FILE, workdir / workdirs.INPUTS_FILE)
+        inputs = workdirs.INPUTS_FILE
+        hosts.on_main(lambda: _copy(run / inputs, workdir / inputs))
         return experiment.run(config, workdir)
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
 
 
 def load_experiment(name: str) -> Any:
@@ -99,4 +105,4 @@ def differences(record: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    cli.main(main, define_flags, trains=True)
+    cli.main(main, define_flags, shared=True)

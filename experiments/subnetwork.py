@@ -18,17 +18,16 @@ what its Table 4 is redone with. An interrupted run continues when it is started
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_collections
-from tqdm import tqdm
 
 from configs import tiny_world as recipe
 from experiments.common.kept import recipe_digest
 from experiments.common.outcome import Outcome
-from experiments.common.settings import refuse
 from experiments.studies import subnetwork_report as shown
 from experiments.studies import worlds
+from experiments.studies.arms import run_bar
 from experiments.studies.begin import begin
 from experiments.studies.beside import PAPERS, VISION_PAPERS, beside_table
 from experiments.studies.launch import launch
@@ -39,7 +38,9 @@ from experiments.studies.masks import (
     compare_masks,
     compare_supports,
     keep_mask,
-    read_mask,
+    kept_mask,
+    mask_of_file,
+    mask_path,
     stored_source,
 )
 from experiments.studies.measured import measure_runs
@@ -47,41 +48,21 @@ from experiments.studies.report import write_results
 from experiments.studies.run import Run
 from experiments.studies.study import Start, Study
 from experiments.studies.subnetwork_claims import claims
+from experiments.studies.subnetwork_plan import FULL, NEEDS, Masked, check, plan
 from experiments.tiny_world import build_world
 from experiments.vision_world import PROMPTS, changed_recipe, world_folder
+from geomjax import hosts
 from geomjax.data.same_tokenizer import require_same_tokenizer
 from geomjax.data.tokenizers import load_tokenizer
 from geomjax.models.load import checkpoint_directory, load
 from geomjax.typing import Params
 
 NAME = "subnetwork"
-FULL = ("opd", "rlvr", "opd_other_teacher")
-"""The full runs that masks are made of; only the first must be among the arms."""
-
 SHOWN = ("own", "rlvr", "random")
 """The masks of P1, whose runs have their geometry measured and curves drawn."""
 
 VISION = "vision"
 """The `world` of `experiments.vision_world`, beside those of `configs.tiny_world`."""
-
-NEEDS = {"rlvr": "rlvr", "other_teacher": "opd_other_teacher"}
-"""The full run that a kind of mask is made of, where it is not OPD's."""
-
-
-class Masked(NamedTuple):
-    """A kind of masked run.
-
-    Attributes:
-      arm: Its name in results and folders.
-      full: The full run that it is to match, one of `FULL`.
-      rule: The kind of its mask, or the path of a mask file.
-      density: Share of the coordinates; None for a mask file's own.
-    """
-
-    arm: str
-    full: str
-    rule: str
-    density: float | None
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -97,7 +78,8 @@ def located(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The configuration with the places of the vision-language world, where it asks."""
     if config.world != VISION:
         return config
-    folder = world_folder(config.vision_recipe.to_dict())
+    changes = config.vision_recipe.to_dict()
+    folder = worlds.shared_folder(lambda: world_folder(changes))
     found = config.copy_and_resolve_references()
     places = {
         "student": folder / "anchor",
@@ -138,109 +120,83 @@ def _other_recipe(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
     return changed
 
 
-def check(config: ml_collections.ConfigDict) -> None:
-    """Raises ValueError with every setting of masks that is out of range."""
-    problems = [
-        f"arm {name!r}; known: {', '.join(FULL)}"
-        for name in config.arms
-        if name not in FULL
-    ]
-    if "opd" not in config.arms:
-        problems.append("there is no arm opd; the others are compared with it")
-    densities = (config.density, *config.curve_densities)
-    problems += [
-        f"density {density}: expected above 0 and at most 1"
-        for density in densities
-        if not 0 < density <= 1
-    ]
-    if len(set(densities)) < len(densities):
-        problems.append(f"densities are {densities}; expected each once")
-    for rule in config.masks:
-        if rule not in RULES and not Path(rule).is_file():
-            problems.append(
-                f"mask {rule!r}; known: {', '.join(RULES)}, or the path of a mask file"
-            )
-    problems += [
-        f"curve_masks: {rule} is no kind among masks"
-        for rule in config.curve_masks
-        if rule not in config.masks or rule not in RULES
-    ]
-    problems += [
-        f"mask {mask}: there is no arm {arm} to make it of"
-        for mask, arm in NEEDS.items()
-        if mask in config.masks and arm not in config.arms
-    ]
-    arms = [m.arm for m in plan(config)]
-    problems += [
-        f"masks: {arm} occurs more than once; files need names of their own"
-        for arm in sorted({arm for arm in arms if arms.count(arm) > 1})
-    ]
-    if "other_seed" in config.masks and len(config.seeds) < 2:
-        problems.append("mask other_seed: expected at least two seeds")
-    refuse(problems)
-
-
-def plan(config: ml_collections.ConfigDict) -> list[Masked]:
-    """The masked runs of a configuration."""
-    runs = []
-    for rule in config.masks:
-        known = rule in RULES
-        densities: tuple[float | None, ...] = (config.density,) if known else (None,)
-        if known and rule in config.curve_masks:
-            densities = tuple(sorted((config.density, *config.curve_densities)))
-        for density in densities:
-            name = f"{rule}_{density:g}" if known else f"file_{Path(rule).stem}"
-            runs.append(Masked(name, "opd", rule, density))
-    if "own" in config.masks and "rlvr" in config.arms:
-        name = f"rlvr_own_{config.density:g}"
-        runs.append(Masked(name, "rlvr", "own", config.density))
-    return runs
-
-
 def _run(
     config: ml_collections.ConfigDict, study: Study, anchor: Params
 ) -> dict[str, Any]:
     masked = plan(config)
     for m in masked:
         if m.density is None:
-            read_mask(study, m.rule)  # Refused before any work is done.
+            mask_of_file(study, m.rule)  # Refused before any work is done.
     fulls = [name for name in FULL if name in config.arms]
     other = other_teacher(config, study) if "opd_other_teacher" in fulls else None
     outcomes: dict[str, list[Outcome]] = {}
     total = (len(fulls) + len(masked)) * len(config.seeds)
-    with tqdm(total=total, unit="run") as bar:
+    with run_bar(total) as bar:
 
-        def train(name: str, full: str, seed: int, start: Start) -> Outcome:
-            bar.set_description(f"{name} seed {seed}")
-            arm = config.arms[full]
-            outcome = study.train(Run(name, arm.kind, arm.learning_rate, seed), start)
-            outcomes.setdefault(name, []).append(outcome)
+        def train(run: Run, start: Start) -> None:
+            bar.set_description(f"{run.arm} seed {run.seed}")
+            outcomes.setdefault(run.arm, []).append(study.train(run, start))
             bar.update()
-            return outcome
 
         for name in fulls:
             teacher = other if name == "opd_other_teacher" else None
             for seed in config.seeds:
-                train(name, name, seed, Start(anchor, teacher=teacher))
-        ends = {name: _ends(study, outcomes[name]) for name in fulls}
-        made: dict[tuple[str, int], Any] = {}
-        for i, sources in enumerate(_masks_of(study, anchor, ends)):
-            for m in masked:
-                made[m.arm, i] = (
-                    read_mask(study, m.rule)
-                    if m.density is None
-                    else sources[m.full].make(m.rule, m.density)
-                )
+                train(_spec(config, name, name, seed), Start(anchor, teacher=teacher))
+        del other
+        hosts.on_main(lambda: _make_masks(config, study, anchor, masked, outcomes))
         for m in masked:
-            for i, seed in enumerate(config.seeds):
-                mask = made[m.arm, i]
-                outcome = train(m.arm, m.full, seed, Start(anchor, mask=mask))
-                notes = {"rule": m.rule, "of": m.full, "seed": str(seed)}
-                keep_mask(study, outcome.directory, mask, notes)
+            for seed in config.seeds:
+                spec = _spec(config, m.arm, m.full, seed)
+                train(spec, Start(anchor, mask=kept_mask(study, spec)))
+    return hosts.on_main(lambda: _conclude(config, study, anchor, masked, outcomes))
+
+
+def _spec(config: ml_collections.ConfigDict, name: str, full: str, seed: int) -> Run:
+    """A run by the settings of a full one."""
+    arm = config.arms[full]
+    return Run(name, arm.kind, arm.learning_rate, seed)
+
+
+def _make_masks(
+    config: ml_collections.ConfigDict,
+    study: Study,
+    anchor: Params,
+    masked: list[Masked],
+    outcomes: dict[str, list[Outcome]],
+) -> None:
+    """Writes the masks of all masked runs that have none yet.
+
+    In process 0, for all: another machine's rounding may rank coordinates otherwise.
+    """
+    ends = {name: _ends(study, runs) for name, runs in outcomes.items()}
+    sources = _masks_of(study, anchor, ends)
+    for seed, of_seed in zip(config.seeds, sources, strict=True):
+        for m in masked:
+            spec = _spec(config, m.arm, m.full, seed)
+            if mask_path(study, spec).exists():
+                continue
+            mask = (
+                mask_of_file(study, m.rule)
+                if m.density is None
+                else of_seed[m.full].make(m.rule, m.density)
+            )
+            notes = {"rule": m.rule, "of": m.full, "seed": str(seed)}
+            keep_mask(study, spec, mask, notes)
+
+
+def _conclude(
+    config: ml_collections.ConfigDict,
+    study: Study,
+    anchor: Params,
+    masked: list[Masked],
+    outcomes: dict[str, list[Outcome]],
+) -> dict[str, Any]:
+    """Measures the runs and writes all results; in process 0 alone."""
+    ends = {n: _ends(study, outcomes[n]) for n in FULL if n in config.arms}
     found = shown.Found(
         outcomes,
         supports(study, anchor, ends),
-        _overlaps(study, config, masked, made),
+        _overlaps(study, config, masked),
         _agreements(study, anchor, ends, masked, outcomes),
     )
     return _write(config, study, anchor, masked, found)
@@ -306,7 +262,7 @@ def _write(
 def other_teacher(config: ml_collections.ConfigDict, study: Study) -> Params:
     """Parameters of the other teacher, trained in the workdir where none is given.
 
-    Trained there, it sees none of the prompts that the study holds out.
+    Trained there, by process 0, it sees none of the prompts that the study holds out.
 
     Raises:
       ValueError: Its tokenizer is not the student's, or its configuration is not the
@@ -315,15 +271,26 @@ def other_teacher(config: ml_collections.ConfigDict, study: Study) -> Params:
     folder = config.other_teacher
     if not folder:
         built = study.workdir / "other_teacher"
-        if not (built / "recipe.json").exists():  # Written last.
-            prompts = study.world.prompts
-            held_out = (*prompts.validation.examples, *prompts.test.examples)
-            build_world(_other_recipe(config), built, {str(e.prompt) for e in held_out})
+        prompts = study.world.prompts
+        held_out = (*prompts.validation.examples, *prompts.test.examples)
+
+        def build() -> Path:
+            if not (built / "recipe.json").exists():  # Written last.
+                texts = {str(example.prompt) for example in held_out}
+                build_world(_other_recipe(config), built, texts)
+            return built
+
+        worlds.shared_folder(build)
         folder = str(built / "teacher")
     expected = study.world.teacher.model
     directory = checkpoint_directory(folder)
     require_same_tokenizer(study.world.tokenizer, load_tokenizer(directory))
-    found = load(directory, vocab_size=expected.vocab_size, dtype=expected.dtype)
+    found = load(
+        directory,
+        vocab_size=expected.vocab_size,
+        dtype=expected.dtype,
+        placement=expected.placement,
+    )
     if found.model.config != expected.config:
         raise ValueError(
             f"the other teacher {folder} has another configuration than the teacher; "
@@ -379,7 +346,7 @@ def _distinct(name: str, pairs: list[Any]) -> list[Any]:
 
 
 def _overlaps(
-    study: Study, config: ml_collections.ConfigDict, masked: list[Masked], made: Any
+    study: Study, config: ml_collections.ConfigDict, masked: list[Masked]
 ) -> dict[str, list[dict[str, Any]]]:
     """Overlap of the own mask with every other of its density."""
     own = f"own_{config.density:g}"
@@ -388,13 +355,15 @@ def _overlaps(
         for m in masked
         if m.full == "opd" and m.density in (None, config.density) and m.arm != own
     ]
-    if (own, 0) not in made:
+    if own not in (m.arm for m in masked):
         return {}
+
+    def compared(arm: str, seed: int) -> dict[str, Any]:
+        masks = (kept_mask(study, _spec(config, a, "opd", seed)) for a in (own, arm))
+        return compare_masks(study, *masks)
+
     return {
-        arm: [
-            compare_masks(study, made[own, i], made[arm, i])
-            for i in _distinct(arm, list(range(len(config.seeds))))
-        ]
+        arm: [compared(arm, seed) for seed in _distinct(arm, list(config.seeds))]
         for arm in others
     }
 

@@ -16,15 +16,16 @@ alone. What the constraint does to matrices, vectors and moments is written down
 `geomjax.optim.project_updates`. An interrupted run continues when it is started again.
 """
 
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 import numpy as np
-from tqdm import tqdm
 
 from experiments.common.outcome import Outcome, late
+from experiments.studies.arms import arm_runs, run_bar
 from experiments.studies.begin import begin
 from experiments.studies.launch import launch
 from experiments.studies.measured import Measured, measure_runs
@@ -32,10 +33,10 @@ from experiments.studies.report import trajectory_plot, write_results
 from experiments.studies.run import Run
 from experiments.studies.study import Start, Study
 from experiments.studies.verdict import Side, Verdict, differences
+from geomjax import hosts
 from geomjax.analysis import plots
 from geomjax.analysis.report import Column, Estimate, Table
-from geomjax.optim import leading_right_basis, random_basis, save_basis
-from geomjax.train.learn import Controls
+from geomjax.optim import leading_right_basis, load_basis, random_basis, save_basis
 from geomjax.typing import Params
 
 NAME = "subspace_locking"
@@ -64,12 +65,10 @@ def _run(
     outside: dict[str, list[float]] = {}
     starts: dict[str, str] = {}
     total = len(config.arms) * len(config.seeds) * (1 + len(CONSTRAINTS))
-    with tqdm(total=total, unit="run") as bar:
+    with run_bar(total) as bar:
         for name, arm in config.arms.items():
-            for seed in config.seeds:
-                bar.set_description(f"{name} seed {seed}")
-                controls = Controls(alpha=0.0 if arm.kind == "reward" else 1.0)
-                spec = Run(name, arm.kind, arm.learning_rate, seed, controls=controls)
+            for spec in arm_runs(config)[name]:
+                bar.set_description(f"{name} seed {spec.seed}")
                 origin = origins[arm.start]
                 plain = study.train(spec, Start(origin))
                 outcomes.setdefault(name, []).append(plain)
@@ -77,21 +76,42 @@ def _run(
                 bar.update()
                 early = study.snapshot_params(plain, at)
                 for how in CONSTRAINTS:
-                    basis = make_basis(study, how, origin, early, seed)
                     branch = spec._replace(arm=f"{name}_{how}", first_step=at)
+                    basis = shared_basis(study, how, origin, early, branch)
                     end = study.train(branch, Start(early, basis))
                     outcomes.setdefault(branch.arm, []).append(end)
                     starts[branch.arm] = arm.start
                     if basis is not None:
-                        save_basis(end.directory / "basis", basis)
-                        share = largest_outside(study, early, end, basis)
-                        outside.setdefault(branch.arm, []).append(share)
+                        share = partial(largest_outside, study, early, end, basis)
+                        outside.setdefault(branch.arm, []).append(hosts.on_main(share))
                     bar.update()
+    found = Found(outcomes, {n: origins[start] for n, start in starts.items()}, outside)
+    return hosts.on_main(lambda: _conclude(config, study, found, at))
+
+
+class Found(NamedTuple):
+    """What training has given, by arm.
+
+    Attributes:
+      outcomes: Runs, one a seed.
+      origins: Parameters that their updates count from.
+      outside: `largest_outside` of the runs with a basis.
+    """
+
+    outcomes: dict[str, list[Outcome]]
+    origins: dict[str, Params]
+    outside: dict[str, list[float]]
+
+
+def _conclude(
+    config: ml_collections.ConfigDict, study: Study, found: Found, at: int
+) -> dict[str, Any]:
+    """Measures the runs and writes all results; in process 0 alone."""
     arms = {
         name: measure_runs(
-            study, origins[starts[name]], runs, 0 if name in config.arms else at
+            study, found.origins[name], runs, 0 if name in config.arms else at
         )
-        for name, runs in outcomes.items()
+        for name, runs in found.outcomes.items()
     }
     plain_arms = {name: arms[name] for name in config.arms}
     styles = plots.assign_styles(list(arms))
@@ -106,10 +126,10 @@ def _run(
         {
             "Trajectories": [trajectory_plot(plain_arms, styles)],
             f"Training inside {config.rank} directions": [
-                constraint_table(config, arms, outside)
+                constraint_table(config, arms, found.outside)
             ],
         },
-        {"outside_subspace": outside, "basis_step": at},
+        {"outside_subspace": found.outside, "basis_step": at},
     )
 
 
@@ -128,11 +148,29 @@ def basis_step(config: ml_collections.ConfigDict, study: Study) -> int:
     return at
 
 
-def make_basis(study: Study, how: str, origin: Params, early: Params, seed: int) -> Any:
-    """The directions that a run is held to; None for a free one."""
-    rank = study.config.rank
+def shared_basis(
+    study: Study, how: str, origin: Params, early: Params, run: Run
+) -> Any:
+    """`make_basis` of a run, kept in its folder.
+
+    Process 0 makes it, and all read it: another machine's singular vectors may differ
+    in their last bits.
+    """
     if how == FREE:
         return None
+    folder = study.workdir / run.folder / "basis"
+
+    def make() -> None:
+        save_basis(folder, make_basis(study, how, origin, early, run.seed))
+
+    hosts.on_main(make)
+    hosts.await_file(folder)
+    return load_basis(folder, early, study.roles)
+
+
+def make_basis(study: Study, how: str, origin: Params, early: Params, seed: int) -> Any:
+    """The directions that a run is held to."""
+    rank = study.config.rank
     if how == RANDOM:
         return random_basis(jax.random.key(seed), early, rank, study.roles)
     delta = jax.tree.map(

@@ -19,18 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import ml_collections
-from tqdm import tqdm
 
+from experiments.common.outcome import Outcome
+from experiments.studies.arms import arm_runs, train_arms
 from experiments.studies.begin import begin
 from experiments.studies.beside import beside_table
 from experiments.studies.launch import launch
 from experiments.studies.measured import Measured, measure_runs
 from experiments.studies.report import trajectory_plot, write_results
-from experiments.studies.run import Run
 from experiments.studies.study import Start, Study
 from experiments.studies.verdict import Side, Verdict, differences
+from geomjax import hosts
 from geomjax.analysis import plots
-from geomjax.train.learn import Controls
 from geomjax.typing import Params
 
 NAME = "training_regimes"
@@ -45,18 +45,20 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
 def _run(
     config: ml_collections.ConfigDict, study: Study, origins: dict[str, Params]
 ) -> dict[str, Any]:
-    total = len(config.arms) * len(config.seeds)
-    arms: dict[str, Measured] = {}
-    with tqdm(total=total, unit="run") as bar:
-        for name, arm in config.arms.items():
-            controls = Controls(alpha=0.0 if arm.kind == "reward" else 1.0)
-            outcomes = []
-            for seed in config.seeds:
-                bar.set_description(f"{name} seed {seed}")
-                spec = Run(name, arm.kind, arm.learning_rate, seed, controls=controls)
-                outcomes.append(study.train(spec, Start(origins[arm.start])))
-                bar.update()
-            arms[name] = measure_runs(study, origins[arm.start], outcomes)
+    anchors = {name: origins[arm.start] for name, arm in config.arms.items()}
+    starts = {name: Start(params) for name, params in anchors.items()}
+    outcomes = train_arms(study, arm_runs(config), starts)
+    return hosts.on_main(lambda: _conclude(study, anchors, outcomes))
+
+
+def _conclude(
+    study: Study, anchors: dict[str, Params], outcomes: dict[str, list[Outcome]]
+) -> dict[str, Any]:
+    """Measures the runs and writes all results; in process 0 alone."""
+    arms = {
+        name: measure_runs(study, anchors[name], runs)
+        for name, runs in outcomes.items()
+    }
     styles = plots.assign_styles(list(arms))
     return write_results(
         study,

@@ -20,20 +20,19 @@ from experiments.common.evaluation import (
     mean_score,
 )
 from experiments.common.outcome import Outcome, finish, read_outcome
+from experiments.common.read_mask import nowhere, read_mask
 from experiments.common.tracking import tracked
 from experiments.common.workdir import claimed_hash, resolved
 from experiments.common.world import World
 from geomjax import hosts
-from geomjax.data.batches import WHOLE, make_batches
 from geomjax.data.pipeline import Pipeline
-from geomjax.data.spread import spread
 from geomjax.models import hf
 from geomjax.objectives import divergence
 from geomjax.objectives.base import Objective
 from geomjax.objectives.distill import full_vocabulary, sampled_token
 from geomjax.optim.build import OptimizerSpec, build
 from geomjax.optim.freeze import frozen_paths
-from geomjax.optim.mask_file import load_mask, save_mask
+from geomjax.optim.mask_file import save_mask
 from geomjax.optim.mask_select import (
     matched_random_mask,
     random_mask,
@@ -220,20 +219,8 @@ class Runner:
                 layout=layout,
             )
         step = self._steps[cached]
-        place = world.student.model.placement
-        batches = spread(config.prompts_per_step, place)
-        images_of = world.images_of("train")
-        batch_at = make_batches(
-            world.train.token_ids,
-            batch_size=config.prompts_per_step,
-            seed=seed,
-            pad_id=world.sampling.pad_token,
-            length=world.prompt_length,
-            # Of images every process needs all: their padded size is the batch's.
-            shard=batches.shard if images_of is None else WHOLE,
-            images_of=images_of,
-        )
-        whole = place.sharding()
+        batch_at, batches = world.train_batches(config.prompts_per_step, seed)
+        whole = world.student.model.placement.sharding()
         key = hosts.put(jax.random.key(seed), whole)
 
         def advance(state, index):
@@ -364,10 +351,8 @@ class Runner:
           CheckpointError: It is damaged, or its tensors are not the student's.
           ValueError: It selects nothing that is trained.
         """
-        config = self.world.student.model.config
-        nowhere = dict(hf.to_hf(self._nowhere(), config))
-        shapes = {name: array.shape for name, array in nowhere.items()}
-        tree = self._trainable(hf.from_hf(load_mask(path, shapes), config))
+        student = self.world.student
+        tree = self._trainable(read_mask(path, student.params, student.model.config))
         _require_some(tree, f"mask file {path}")
         return Mask(tree, None)
 
@@ -375,7 +360,7 @@ class Runner:
         full = jax.tree.map(
             lambda m, none: none if m is None else np.asarray(m),
             mask.tree,
-            self._nowhere(),
+            nowhere(self.world.student.params),
             is_leaf=lambda m: m is None,
         )
         tensors = dict(hf.to_hf(full, self.world.student.model.config))
@@ -383,13 +368,6 @@ class Runner:
         if mask.threshold is not None:
             provenance["threshold"] = repr(mask.threshold)
         hosts.on_main(lambda: save_mask(path, tensors, provenance=provenance))
-
-    def _nowhere(self) -> Params:
-        """The mask without any coordinate; it takes no memory."""
-        return jax.tree.map(
-            lambda leaf: np.broadcast_to(np.bool_(0), leaf.shape),
-            self.world.student.params,
-        )
 
 
 def _require_some(mask: Any, name: str) -> None:

@@ -57,7 +57,6 @@ def main(
     *,
     cache: bool = True,
     shared: bool = False,
-    trains: bool = False,
 ) -> None:
     """Parses flags and runs; an expected error becomes one message and status 1.
 
@@ -72,7 +71,6 @@ def main(
         `--config` and its fields then, and raises what is wrong with them.
       shared: Whether several processes divide the work; otherwise process 0 does all of
         it while the others wait.
-      trains: Whether it trains, as a run of one process: several are refused.
       cache: Whether compiled programs may be kept; benchmarks compile anew, and what is
         compiled for devices that are not there cannot be read again.
     """
@@ -97,7 +95,7 @@ def main(
             sys.exit(f"error: unexpected arguments: {argv[1:]}")
         before = signal.signal(signal.SIGTERM, _stop)
         try:
-            _run_as_process(run, cache, shared, trains)
+            _run_as_process(run, cache, shared)
         except Preempted as stop:
             print(f"preempted: {stop}", file=sys.stderr)
             sys.exit(PREEMPTED_STATUS)
@@ -114,9 +112,7 @@ def main(
     app.run(guarded, flags_parser=parse)
 
 
-def _run_as_process(
-    run: Callable[[], None], cache: bool, shared: bool, trains: bool
-) -> None:
+def _run_as_process(run: Callable[[], None], cache: bool, shared: bool) -> None:
     """Runs as one of the processes, and ends with them."""
     values = flags.FLAGS
     for name in _FOLDERS:
@@ -129,11 +125,6 @@ def _run_as_process(
         values.process_id,
         timeout_s=values.start_timeout_s,
     )
-    if trains and hosts.count() > 1:
-        raise ValueError(
-            f"this experiment trains as one process, but {hosts.count()} were started; "
-            "start it as one, on one host"
-        )
     with ExitStack() as stack:
         if not hosts.is_main():  # What is printed is the same in all of them.
             nothing = stack.enter_context(open(os.devnull, "w"))

@@ -1,5 +1,6 @@
 """Student, teacher and prompts of a distillation experiment, loaded and checked."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,10 +11,11 @@ from transformers import PreTrainedTokenizerFast
 
 from experiments.common.prompts import Prompts, has_images, load_prompts
 from geomjax import hosts
-from geomjax.data.batches import ImagesOf
+from geomjax.data.batches import WHOLE, ImagesOf, PromptBatch, make_batches
 from geomjax.data.encode import EncodedPrompts
 from geomjax.data.image_prompts import read_images
 from geomjax.data.same_tokenizer import require_same_tokenizer
+from geomjax.data.spread import Spread, spread
 from geomjax.data.tokenizers import load_tokenizer, stop_token_ids, tokenizer_size
 from geomjax.meshes import ONE_DEVICE, Placement, mesh_from_string
 from geomjax.models.config import ModelConfig
@@ -69,6 +71,32 @@ class World(NamedTuple):
             return None
         return read_images(part, self.student.image_reading, self.prompt_length)
 
+    def train_batches(
+        self, size: int, seed: int
+    ) -> tuple[Callable[[int], PromptBatch], Spread]:
+        """Batches of training prompts, over the devices of all processes.
+
+        Args:
+          size: Prompts in a batch.
+          seed: Of their order.
+
+        Returns:
+          From a step to the rows that this process makes, and how a batch lies.
+        """
+        lies = spread(size, self.student.model.placement)
+        images_of = self.images_of("train")
+        batch_at = make_batches(
+            self.train.token_ids,
+            batch_size=size,
+            seed=seed,
+            pad_id=self.sampling.pad_token,
+            length=self.prompt_length,
+            # Of images every process needs all: their padded size is the batch's.
+            shard=lies.shard if images_of is None else WHOLE,
+            images_of=images_of,
+        )
+        return batch_at, lies
+
 
 def locate(config: ml_collections.ConfigDict) -> tuple[Path, Path, str]:
     """Student, teacher and prompts; an empty one is the tiny world's.
@@ -80,6 +108,23 @@ def locate(config: ml_collections.ConfigDict) -> tuple[Path, Path, str]:
         checkpoint_directory(config.teacher or TINY_WORLD / "teacher"),
         config.prompts or str(TINY_WORLD / "prompts.jsonl"),
     )
+
+
+def placement(config: ml_collections.ConfigDict) -> Placement:
+    """Where models and batches lie: over `config.mesh`, or on one device.
+
+    Raises:
+      ValueError: There are several processes and no mesh, or one that cannot be read or
+        is of another number of devices.
+    """
+    if config.mesh:
+        return Placement(mesh_from_string(config.mesh))
+    if hosts.count() > 1:
+        raise ValueError(
+            f"{hosts.count()} processes train over one mesh of all their devices; give "
+            f"it, such as --config.mesh=data={jax.device_count()}"
+        )
+    return ONE_DEVICE
 
 
 def load_world(config: ml_collections.ConfigDict, judge: Judge | None = None) -> World:
@@ -97,17 +142,12 @@ def load_world(config: ml_collections.ConfigDict, judge: Judge | None = None) ->
     Raises:
       ValueError: A checkpoint, the tokenizers or the prompts do not fit; says how.
     """
-    if hosts.count() > 1 and not config.mesh:
-        raise ValueError(
-            f"{hosts.count()} processes train over one mesh of all their devices; give "
-            f"it, such as --config.mesh=data={jax.device_count()}"
-        )
+    place = placement(config)
     student_dir, teacher_dir, prompts_source = locate(config)
     tokenizer = load_tokenizer(student_dir)
     require_same_tokenizer(tokenizer, load_tokenizer(teacher_dir))
     size = tokenizer_size(tokenizer)
     dtype = jnp.dtype(config.compute_dtype)
-    place = Placement(mesh_from_string(config.mesh)) if config.mesh else ONE_DEVICE
     student = load(student_dir, vocab_size=size, dtype=dtype, placement=place)
     teacher = load(teacher_dir, vocab_size=size, dtype=dtype, placement=place)
     for loaded, name in ((student, "student"), (teacher, "teacher")):

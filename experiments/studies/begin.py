@@ -18,7 +18,8 @@ from experiments.studies.forms import is_privileged
 from experiments.studies.settings import base_folder, check_settings
 from experiments.studies.study import Study
 from experiments.studies.worlds import in_world, recipes
-from geomjax.models.load import load
+from geomjax import hosts
+from geomjax.models.load import Loaded, load
 from geomjax.typing import Params
 
 
@@ -27,7 +28,7 @@ class Begun(NamedTuple):
 
     Attributes:
       study: Trains runs.
-      origins: Parameters of `anchor` and `base`.
+      origins: Parameters of `anchor` and `base`, on the host where there is a mesh.
     """
 
     study: Study
@@ -76,7 +77,12 @@ def begin(
         record_start(workdir, name)
         write_unusable(workdir, world.prompts)
         model = world.student.model
-        base = load(base_dir, vocab_size=model.vocab_size, dtype=model.dtype)
+        base = load(
+            base_dir,
+            vocab_size=model.vocab_size,
+            dtype=model.dtype,
+            placement=model.placement,
+        )
         if base.model.config != model.config:
             raise ValueError(
                 f"the base {base_dir} and the anchor {world.student_dir} are models of "
@@ -84,10 +90,17 @@ def begin(
             )
         for note in world.prompts.notes:
             print(note)
-        origins = {"anchor": world.student.params, "base": base.params}
+        origins = {"anchor": _origin(world.student), "base": _origin(base)}
+        del base
         yield Begun(Study(config, world, workdir, judge), origins)
         for note in judge.notes():
             print(note)
+
+
+def _origin(loaded: Loaded) -> Params:
+    """Parameters that updates are counted from, whole."""
+    split = loaded.model.placement.mesh is not None
+    return hosts.fetch(loaded.params) if split else loaded.params
 
 
 def _refuse_privileged_images(config: ml_collections.ConfigDict, world: World) -> None:

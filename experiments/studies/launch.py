@@ -45,4 +45,4 @@ def launch(name: str, run: RunStudy) -> None:
             )
             run(config, workdir)
 
-    cli.main(main, define_flags, trains=True)
+    cli.main(main, define_flags, shared=True)

@@ -9,7 +9,10 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from experiments.common.read_mask import read_mask
+from experiments.studies.run import Run
 from experiments.studies.study import Study
+from geomjax import hosts
 from geomjax.analysis.overlap import (
     MaskCounts,
     describe,
@@ -18,7 +21,7 @@ from geomjax.analysis.overlap import (
 )
 from geomjax.checkpoints import CheckpointSource, DictSource
 from geomjax.models import hf
-from geomjax.optim.mask_file import load_mask, save_mask
+from geomjax.optim.mask_file import save_mask
 from geomjax.optim.mask_select import (
     matched_random_mask,
     random_mask,
@@ -94,24 +97,28 @@ class Masks(NamedTuple):
         return selected.mask
 
 
-def read_mask(study: Study, path: str) -> Any:
-    """A mask file as booleans shaped as the parameters.
-
-    Raises:
-      FileNotFoundError: There is no such file.
-      CheckpointError: It is damaged, or its tensors are not the student's.
-    """
-    config = study.world.student.model.config
-    tensors = hf.to_hf(study.world.student.params, config)
-    shapes = {name: tensor.shape for name, tensor in tensors}
-    return hf.from_hf(load_mask(path, shapes), config)
+def mask_of_file(study: Study, path: str | Path) -> Any:
+    """A mask file, as `read_mask` reads it."""
+    student = study.world.student
+    return read_mask(path, student.params, student.model.config)
 
 
-def keep_mask(study: Study, folder: Path, mask: Any, notes: Mapping[str, str]) -> None:
-    """Writes a run's mask beside it, with notes on what it is."""
-    path = folder / "mask.safetensors"
-    if not path.exists():
-        save_mask(path, tensors_of(study, mask), provenance=notes)
+def mask_path(study: Study, run: Run) -> Path:
+    """Where a run's mask is, from before it begins."""
+    return study.workdir / run.folder / "mask.safetensors"
+
+
+def keep_mask(study: Study, run: Run, mask: Any, notes: Mapping[str, str]) -> None:
+    """Writes a run's mask, with notes on what it is."""
+    path = mask_path(study, run)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_mask(path, tensors_of(study, mask), provenance=notes)
+
+
+def kept_mask(study: Study, run: Run) -> Any:
+    """The mask that process 0 has written for a run."""
+    hosts.await_file(mask_path(study, run))
+    return mask_of_file(study, mask_path(study, run))
 
 
 def tensors_of(study: Study, mask: Any) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from experiments.studies.run import Run
 from experiments.studies.study import Study
+from geomjax import hosts
 from geomjax.analysis.report import Cell, Column, Estimate, Table
 from geomjax.geometry.second_moment import alignment, second_moment
 from geomjax.models import hf
@@ -144,11 +145,23 @@ def measure_moments(
 ) -> Moments:
     """Figures of the second moments at the anchor, for every control, matrix and seed.
 
-    Empty without matrices.
+    Empty without matrices. Taken in process 0, on one device: where there is a mesh,
+    which cannot split a single sequence, student and teacher must fit that device
+    beside their parts on the mesh.
 
     The reference's own leading directions are those of another rollout than the one
     compared, so that its alignment with itself is what sampling noise leaves of 1.
     """
+    if not matrices:
+        return {}
+    return hosts.on_main(
+        lambda: _measure(study.on_one_device(), specs, matrices, reference)
+    )
+
+
+def _measure(
+    study: Study, specs: dict[str, list[Run]], matrices: list[Matrix], reference: str
+) -> Moments:
     found: Moments = {}
     gradients = TokenGradients(study)
     total = len(specs) * len(matrices)

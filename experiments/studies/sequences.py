@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 from functools import cached_property, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -11,16 +11,17 @@ import numpy as np
 
 from experiments.common.world import World
 from experiments.studies.forms import is_privileged
+from geomjax import hosts
 from geomjax.data.answers import decode_completions
-from geomjax.data.batches import PromptBatch, longest, make_batches, pad_prompts
-from geomjax.data.encode import EncodedPrompts
+from geomjax.data.batches import PromptBatch, batch_index, longest, pad_prompts
 from geomjax.data.prompts import Example
+from geomjax.data.spread import spread
 from geomjax.data.supervised import pad_responses
 from geomjax.rewards.contract import SILENT
 from geomjax.rewards.judge import Judge
 from geomjax.rewards.tokens import pad_answers, token_match
 from geomjax.rollout.sample import Rollout
-from geomjax.train.learn import make_draw
+from geomjax.train.learn import jit_rows, make_draw
 from geomjax.train.privileged import join_views
 from geomjax.typing import Params, PRNGKey
 
@@ -33,7 +34,10 @@ class Drawn(NamedTuple):
 
 
 class Sequences:
-    """Draws sequences from student, teacher and data set, all of one shape."""
+    """Draws sequences from student, teacher and data set, all of one shape.
+
+    On a mesh they lie over the devices of all processes, split by sequence.
+    """
 
     def __init__(self, config: ml_collections.ConfigDict, world: World, judge: Judge):
         self._config, self._world, self._judge = config, world, judge
@@ -43,9 +47,11 @@ class Sequences:
         self._teacher = (
             self._student if same else make_draw(world.teacher.model, world.sampling)
         )
-        self._join = jax.jit(partial(join_views, last=world.sampling.max_new_tokens))
-        start = world.prompt_length
-        self._match = jax.jit(lambda x, answers: token_match(x[:, start:], answers))
+        place, start = world.student.model.placement, world.prompt_length
+        self._lie = spread(self._rows, place)
+        last = world.sampling.max_new_tokens
+        self._join = jit_rows(partial(join_views, last=last), place)
+        self._match = jit_rows(lambda x, y: token_match(x[:, start:], y), place)
         stop = world.sampling.stop_tokens[0]
         self._answers = [
             np.array([*_encode(world, example.answer or ""), stop], np.int32)
@@ -73,19 +79,21 @@ class Sequences:
     def make(self, kind: str, seed: int) -> Callable[[Params, int, PRNGKey], Drawn]:
         """`(student_params, step, key)` to the sequences of a step."""
         if kind == "responses":
-            return partial(self._responses, self._batches(self._rows, seed))
+            batch_at, _ = self._world.train_batches(self._rows, seed)
+            return partial(self._responses, batch_at)
         foreign = kind in ("foreign", "teacher_samples")
         privileged = is_privileged(kind)
-        batch_at = self._batches(self._config.prompts_per_step, seed)
+        count = self._config.prompts_per_step
+        batch_at, batches = self._world.train_batches(count, seed)
+        size = len(self._world.train.token_ids)
 
         def drawn(params: Params, step: int, key: PRNGKey) -> Drawn:
-            batch = batch_at(step)
-            prompts = jax.device_put(batch)
+            prompts = batches.put(batch_at(step))
             if foreign:
                 rollout = self._teacher(self._world.teacher.params, prompts, key)
             else:
                 rollout = self._student(params, prompts, key)
-            index = np.asarray(batch.index)
+            index = batch_index(step, seed=seed, batch_size=count, size=size)
             rewards = self._rewards(rollout, index)
             if privileged:
                 rollout = self._join(rollout, self._privileged_batch(index))
@@ -118,7 +126,7 @@ class Sequences:
 
     def _privileged_batch(self, index: np.ndarray) -> PromptBatch:
         rows = np.repeat(index, self._world.sampling.samples_per_prompt)
-        return jax.device_put(
+        return self._lie.put(
             pad_prompts(
                 [self._privileged[i] for i in rows],
                 longest(self._privileged),
@@ -127,35 +135,28 @@ class Sequences:
         )
 
     def _rewards(self, rollout: Rollout, index: np.ndarray) -> jax.Array:
-        """Rewards of a rollout, of tokens on the device or of texts on the host."""
+        """Rewards of a rollout, of tokens on the device or of texts in process 0."""
         rows = np.repeat(index, self._world.sampling.samples_per_prompt)
         if self._padded is not None:
-            return self._match(rollout.tokens, jax.device_put(self._padded[rows]))
-        completions = jax.device_get(rollout.tokens)[:, self._world.prompt_length :]
+            return self._match(rollout.tokens, self._lie.put(self._padded[rows]))
+        completions = hosts.fetch(rollout.tokens)[:, self._world.prompt_length :]
+        # One process judges: another's clock might judge otherwise.
+        scores = hosts.on_main(lambda: self._scores(completions, rows))
+        return self._lie.put(np.array(scores, np.float32))
+
+    def _scores(self, completions: np.ndarray, rows: np.ndarray) -> list[float]:
         stops = self._world.sampling.stop_tokens
         texts = decode_completions(completions, self._world.tokenizer, stops)
         examples = [self._world.train.examples[i] for i in rows]
         judged = self._judge(examples, [text.text for text in texts])
-        scores = [
+        return [
             judgement.score if text.stopped and judgement.status not in SILENT else 0.0
             for text, judgement in zip(texts, judged, strict=True)
         ]
-        return jax.device_put(np.array(scores, np.float32))
 
     @property
     def _rows(self) -> int:
         return self._config.prompts_per_step * self._config.samples_per_prompt
-
-    def _batches(self, size: int, seed: int) -> Callable:
-        train: EncodedPrompts = self._world.train
-        return make_batches(
-            train.token_ids,
-            batch_size=size,
-            seed=seed,
-            pad_id=self._world.sampling.pad_token,
-            length=self._world.prompt_length,
-            images_of=self._world.images_of("train"),
-        )
 
     def _responses(
         self, batch_at: Callable, params: Params, step: int, key: PRNGKey
@@ -173,7 +174,8 @@ class Sequences:
         )
         log_probs = np.zeros(padded.tokens.shape, np.float32)
         rewards = np.ones(len(index), np.float32)
-        *arrays, rewards = jax.device_put((*padded, log_probs, batch.images, rewards))
+        parts: Any = (*padded, log_probs, batch.images, rewards)
+        *arrays, rewards = self._lie.put(parts)
         return Drawn(Rollout(*arrays), rewards)
 
 

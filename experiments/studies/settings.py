@@ -6,7 +6,7 @@ from pathlib import Path
 import ml_collections
 
 from experiments.common.settings import find_problems, refuse
-from experiments.common.world import TINY_WORLD
+from experiments.common.world import TINY_WORLD, placement
 from experiments.studies.forms import is_form
 from experiments.studies.run import FLOAT32, KINDS, STORED
 from experiments.studies.study import snapshot_steps
@@ -23,11 +23,13 @@ def check_settings(config: ml_collections.ConfigDict) -> None:
         problems.append(
             "samples_per_prompt is 1; GRPO compares the completions of a prompt"
         )
-    if config.mesh:
-        problems.append(f"mesh is {config.mesh!r}; studies run on one device")
     if not config.accuracy:
         problems.append("accuracy is False; rewards and claims need answers")
-    for check in (Clip(*config.ratio_clip).check, lambda: snapshot_steps(config)):
+    for check in (
+        Clip(*config.ratio_clip).check,
+        lambda: snapshot_steps(config),
+        lambda: placement(config),
+    ):
         try:
             check()
         except ValueError as error:

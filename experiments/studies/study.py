@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from experiments.common.evaluation import make_evaluate
-from experiments.common.outcome import Outcome, finish, read_outcome
+from experiments.common.outcome import FINISHED, Outcome, finish, read_outcome
 from experiments.common.tracking import tracked
 from experiments.common.workdir import resolved
 from experiments.common.world import World
@@ -21,8 +21,10 @@ from experiments.studies.forms import is_form, is_privileged, make_form
 from experiments.studies.rate import with_rate
 from experiments.studies.run import FLOAT32, IMITATED, KINDS, STORED, Run
 from experiments.studies.sequences import Drawn, Sequences, compiled
+from geomjax import hosts
 from geomjax.checkpoints import SafetensorsSource, write_safetensors
 from geomjax.models import hf
+from geomjax.models.load import Loaded, load
 from geomjax.objectives.base import Objective
 from geomjax.objectives.sft import cross_entropy
 from geomjax.objectives.surrogate import Clip, policy_gradient
@@ -31,6 +33,7 @@ from geomjax.optim.build import OptimizerSpec, build
 from geomjax.rewards.judge import Judge
 from geomjax.rollout.sample import Rollout
 from geomjax.train.evaluate import Evaluate
+from geomjax.train.layout import state_layout
 from geomjax.train.learn import (
     Controls,
     PolicyExtras,
@@ -49,7 +52,7 @@ class Start(NamedTuple):
     """Where a run starts.
 
     Attributes:
-      params: Parameters, float32.
+      params: Parameters, float32, on the host or laid out as the runs'.
       basis: As in `project_updates`, None for all directions.
       mask: As in `coordinate_mask`, a mask for each parameter; None for all
         coordinates. Of a basis and a mask, one stands alone.
@@ -73,7 +76,10 @@ class _Source(NamedTuple):
 
 
 class Study:
-    """Trains runs, and keeps their snapshots."""
+    """Trains runs, and keeps their snapshots.
+
+    Of several processes all take part in every run; process 0 writes.
+    """
 
     def __init__(
         self,
@@ -83,6 +89,8 @@ class Study:
         judge: Judge,
     ):
         self.config, self.world, self.workdir = config, world, workdir
+        self._judge = judge
+        self._whole = world.student.model.placement.sharding()
         self.roles = hf.roles(world.student.model.config)
         self.snapshots = snapshot_steps(config)
         self._evaluate = make_evaluate(config, world, judge)
@@ -117,10 +125,39 @@ class Study:
         return outcome.directory / "snapshots" / f"step_{step:06d}"
 
     def snapshot_params(self, outcome: Outcome, step: int) -> Params:
-        """Those parameters."""
+        """Those parameters, of a run that has ended; on the host."""
+        hosts.await_file(outcome.directory / FINISHED)
         source = SafetensorsSource(self.snapshot(outcome, step))
         config = self.world.student.model.config
         return hf.from_hf({name: source.read(name) for name in source.keys()}, config)
+
+    def placed(self, params: Params) -> Params:
+        """Parameters where those of the runs lie: on the mesh, if there is one."""
+        if self._whole is None:
+            return params
+        student = self.world.student.params
+        return hosts.put(params, jax.tree.map(lambda leaf: leaf.sharding, student))
+
+    def on_one_device(self) -> "Study":
+        """The same study in one process without a mesh; itself if it is that.
+
+        For what takes one sequence at a time, which a mesh cannot split. Student and
+        teacher are read again, each whole onto this process's first device.
+        """
+        if self._whole is None:
+            return self
+
+        def alone(loaded: Loaded) -> Loaded:
+            model = loaded.model
+            assert loaded.directory is not None
+            return load(
+                loaded.directory, vocab_size=model.vocab_size, dtype=model.dtype
+            )
+
+        world = self.world._replace(
+            student=alone(self.world.student), teacher=alone(self.world.teacher)
+        )
+        return Study(self.config, world, self.workdir, self._judge)
 
     def seconds(self) -> float:
         """How long all runs trained that were asked for, those read back included."""
@@ -151,8 +188,10 @@ class Study:
     ) -> None:
         run.controls.check()
         started = time.monotonic()
+        params = self.placed(start.params)
         tx = self._transform(run, start)
-        learn = self._program(run, tx, start)
+        layout = state_layout(params, tx)
+        learn = self._program(run, tx, start, layout)
         context = self.context(run.kind, start)
         self._source(run)  # Before the loop, which lets nothing move unasked.
 
@@ -168,7 +207,8 @@ class Study:
             self.config.evaluate_every,
             self.config.save_every,
         )
-        state = init_state(start.params, tx)
+        state = init_state(params, tx, layout)
+        del params
         evaluate = self._evaluate
         if start.probe is not None:
             evaluate = _both(self._evaluate, start.probe)
@@ -176,7 +216,7 @@ class Study:
             state = run_loop(
                 directory, state, advance, evaluate, schedule, wrap(on_step)
             )
-        params = jax.device_get(state.params)
+        params = hosts.fetch(state.params)
         self._save(directory, self.config.num_steps, params)
         finish(
             directory,
@@ -201,7 +241,12 @@ class Study:
     def _save(self, directory: Path, step: int, params: Params) -> None:
         folder = directory / "snapshots" / f"step_{step:06d}"
         config = self.world.student.model.config
-        write_safetensors(folder, hf.to_hf(jax.device_get(params), config))
+        params = hosts.fetch(params)
+
+        def write() -> None:
+            write_safetensors(folder, hf.to_hf(params, config))
+
+        hosts.on_main(write)
 
     def _transform(self, run: Run, start: Start) -> optax.GradientTransformation:
         """The optimizer of a run; what is rounded must be the whole update."""
@@ -220,7 +265,9 @@ class Study:
             return tx
         return stored_bfloat16(run.stored, tx, seed=run.seed)
 
-    def _program(self, run: Run, tx: Any, start: Start) -> Step:
+    def _program(
+        self, run: Run, tx: Any, start: Start, layout: TrainState | None
+    ) -> Step:
         imitates = run.kind in IMITATED
         masked = "masked" if start.mask is not None else ""
         held = "constrained" if start.basis is not None else masked
@@ -234,6 +281,7 @@ class Study:
                 self.world.sampling,
                 mini_batches=self.config.mini_batches,
                 micro_batches=self.config.micro_batches,
+                layout=layout,
             )
         return self._programs[key]
 
@@ -279,7 +327,7 @@ class Study:
     def draw(self, run: Run, params: Params, step: int) -> tuple[Rollout, Any]:
         """The sequences of a step of a run, and what `prepare` takes beside them."""
         source = self._source(run)
-        index = jax.device_put(np.uint32(step))
+        index = hosts.put(np.uint32(step), self._whole)
         draw_key, token_key = (jax.random.fold_in(k, index) for k in source.keys)
         rollout, rewards = source.draw(params, step, draw_key)
         if run.kind in IMITATED:
@@ -289,10 +337,11 @@ class Study:
     def _source(self, run: Run) -> "_Source":
         """What a run draws from, made once: in a step nothing may move unasked."""
         if run not in self._sources:
+            keys = tuple(jax.random.split(jax.random.key(run.seed)))
+            controls = jax.tree.map(jnp.asarray, run.controls)
             self._sources[run] = _Source(
                 self._sequences.make(run.kind, run.seed),
-                tuple(jax.random.split(jax.random.key(run.seed))),
-                jax.tree.map(jnp.asarray, run.controls),
+                *hosts.put((keys, controls), self._whole),
             )
         return self._sources[run]
 

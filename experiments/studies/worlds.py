@@ -1,5 +1,6 @@
 """The worlds that studies can take place in: the bundled one, and built ones."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import ml_collections
@@ -8,6 +9,7 @@ from configs import tiny_world
 from experiments.common.kept import recipe_digest
 from experiments.common.world import TINY_WORLD
 from experiments.tiny_world import world_folder
+from geomjax import hosts
 
 PLACES = {
     "student": "anchor",
@@ -29,11 +31,18 @@ def in_world(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """
     if not config.world or all(config[field] for field in PLACES):
         return config
-    folder = world_folder(config.world)
+    folder = shared_folder(lambda: world_folder(config.world))
     found = config.copy_and_resolve_references()
     for field, place in PLACES.items():
         found[field] = config[field] or str(folder / place)
     return found
+
+
+def shared_folder(build: Callable[[], Path]) -> Path:
+    """A folder that process 0 builds on first use, and all processes read."""
+    folder = Path(hosts.on_main(lambda: str(build())))
+    hosts.await_file(folder)
+    return folder
 
 
 def recipes(config: ml_collections.ConfigDict) -> dict[str, str]:

@@ -56,7 +56,8 @@ def state_layout(params: Params, tx: optax.GradientTransformation) -> TrainState
       A sharding for each leaf of the state; None where the parameters are on no mesh.
     """
     leaf = jax.tree.leaves(params)[0]
-    if not isinstance(leaf.sharding, NamedSharding):
+    # Arrays on the host have no sharding at all.
+    if not isinstance(getattr(leaf, "sharding", None), NamedSharding):
         return None
     opt_state = jax.eval_shape(tx.init, params)
     whole: Any = NamedSharding(leaf.sharding.mesh, PartitionSpec())

@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from geomjax.data.batches import PromptBatch
+from geomjax.meshes import Placement
 from geomjax.objectives.base import (
     Batch,
     Metrics,
@@ -44,11 +45,21 @@ Draw = Callable[[Params, PromptBatch, PRNGKey], Rollout]
 def make_draw(model: LanguageModel, sampling: Sampling) -> Draw:
     """`draw(params, prompts, key)`, jitted: n completions of each prompt, adjacent."""
 
-    @jax.jit
     def draw(params: Params, prompts: PromptBatch, key: PRNGKey) -> Rollout:
         return rollout(model, params, prompts, key, sampling)
 
-    return draw
+    return jit_rows(draw, model.placement)
+
+
+def jit_rows(function: Callable[..., Any], placement: Placement) -> Callable[..., Any]:
+    """Jits a function whose results all have sequences first.
+
+    On a mesh they lie split by sequence, whatever made them, so that one program learns
+    from all: another layout would be another program.
+    """
+    if placement.mesh is None:
+        return jax.jit(function)
+    return jax.jit(function, out_shardings=placement.sharding("batch"))
 
 
 class Controls(NamedTuple):

@@ -81,7 +81,7 @@ def test_a_run_told_to_end_has_a_status_of_its_own_and_goes_on(tmp_path):
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        ("training_regimes", "trains as one process, but 2 were started"),
+        ("training_regimes", "2 processes train over one mesh of all their devices"),
         ("optimizer_ablation", "2 processes train over one mesh of all their devices"),
         (
             "optimizer_ablation --config.mesh=data=16",

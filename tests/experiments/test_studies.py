@@ -354,14 +354,14 @@ def test_a_tracker_is_sent_each_run_under_the_name_of_its_folder(tmp_path, monke
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_a_tracker_that_is_not_there_and_a_mesh_are_refused_before_any_work(
+def test_a_tracker_that_is_not_there_and_a_mesh_that_does_not_fit_are_refused(
     name, tmp_path, monkeypatch
 ):
     monkeypatch.setitem(sys.modules, "trackio", None)
     study = redo.load_experiment(name)
     for field, value, message in (
         ("tracker", "trackio", "'trackio' is not installed"),
-        ("mesh", "data=2", "mesh is 'data=2'; studies run on one device"),
+        ("mesh", "data=2", "mesh 'data=2' has 2 places for 8 devices"),
     ):
         config = STUDIES[name].get_config("smoke")
         config[field] = value
