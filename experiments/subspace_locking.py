@@ -164,7 +164,7 @@ def shared_basis(
         save_basis(folder, make_basis(study, how, origin, early, run.seed))
 
     hosts.on_main(make)
-    hosts.await_file(folder)
+    hosts.await_file(folder / "model.safetensors")
     return load_basis(folder, early, study.roles)
 
 
