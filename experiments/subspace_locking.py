@@ -32,6 +32,7 @@ from experiments.studies.measured import Measured, measure_runs
 from experiments.studies.report import trajectory_plot, write_results
 from experiments.studies.run import Run
 from experiments.studies.study import Start, Study
+from experiments.studies.subnetwork_claims import RECOVERED
 from experiments.studies.verdict import Side, Verdict, differences
 from geomjax import hosts
 from geomjax.analysis import plots
@@ -48,7 +49,9 @@ SFT = {
 }
 """What claims call the supervised arms, and the source of those that P2 lacks."""
 TOLERANCE_POINTS = 0.02
-"""Accuracy that a constrained run may lose and still count as kept."""
+"""Accuracy that a constrained run may lose and still count as kept. Of a gain not much
+larger, that is kept by a basis of no use too, hence the claims on the gain itself."""
+LATER = "ours, added after the first results"
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -210,6 +213,8 @@ def constraint_table(
     columns = [
         Column("regime", align="left"),
         *(Column(f"late accuracy, {how}", spec=".1%") for how in CONSTRAINTS),
+        Column("gain, free", spec=".1%"),
+        *(Column(f"recovered, {how}", spec=".0%") for how in (OWN, RANDOM)),
         *(Column(f"outside, {how}", spec=".1e") for how in (OWN, RANDOM)),
     ]
     rows = [
@@ -218,6 +223,13 @@ def constraint_table(
             *(
                 Estimate.from_samples(late_accuracy(arms[f"{name}_{how}"]))
                 for how in CONSTRAINTS
+            ),
+            Estimate.from_samples(arms[f"{name}_{FREE}"].gain()),
+            *(
+                Estimate.from_samples(
+                    [x for x in shares(arms, name, how) if x is not None]
+                )
+                for how in (OWN, RANDOM)
             ),
             *(max(outside[f"{name}_{how}"]) for how in (OWN, RANDOM)),
         ]
@@ -228,7 +240,9 @@ def constraint_table(
         rows,
         f"Restarts at {config.basis_share:.0%} of the run: free, inside the first "
         f"{config.rank} right singular directions of the regime's own update until "
-        "then, or inside as many random ones. Outside: the largest share of a matrix's "
+        "then, or inside as many random ones. Gain: late accuracy less that at the "
+        "restart; recovered: the share of the free run's that a constrained one has, "
+        "of the seeds whose free run gained. Outside: the largest share of a matrix's "
         "norm by which its update left the subspace, which is the rounding of float32 "
         "weights.",
     )
@@ -237,6 +251,44 @@ def constraint_table(
 def late_accuracy(arm: Measured) -> list[float]:
     """Late test accuracy, one a seed."""
     return late(arm.accuracy()).tolist()
+
+
+def shares(arms: dict[str, Measured], name: str, how: str) -> tuple[float | None, ...]:
+    """Gain of a constrained run over that of the free one, one a seed.
+
+    Both count from the restart. None where the free run gained nothing.
+    """
+    free, held = (arms[f"{name}_{x}"].gain() for x in (FREE, how))
+    return tuple(
+        part / whole if whole > 0 else None
+        for part, whole in zip(held, free, strict=True)
+    )
+
+
+def recovery(arms: dict[str, Measured], name: str, label: str) -> Verdict:
+    """Whether the early directions give the gain of the free run, or most of it.
+
+    Tested seed by seed as subnetworks are: the gain less 80 % of the free run's, which
+    asks the same as a share above 80 % and stays finite where a gain is small. Of
+    supervised training P2 says the contrary.
+    """
+    free, own = (arms[f"{name}_{how}"].gain() for how in (FREE, OWN))
+    part = [RECOVERED * gain if gain > 0 else None for gain in free]
+    supervised = name in SFT
+    known = [x for x in shares(arms, name, OWN) if x is not None]
+    mean, half = Estimate.from_samples(known)
+    seen = f"{mean:.0%}" + ("" if half is None else f" ± {half:.0%}")
+    return Verdict(
+        f"{label} has {'less than ' if supervised else ''}{RECOVERED:.0%} of its free "
+        "gain inside its early directions" + ("" if supervised else ", or more"),
+        LATER,
+        f"gain since the restart, constrained less {RECOVERED:.0%} of the free run's, "
+        "undefined where that is no gain; "
+        + (f"share recovered {seen}" if known else "no free run gained"),
+        "below" if supervised else "above",
+        0.0,
+        differences(own, part),
+    )
 
 
 def claims(
@@ -296,6 +348,7 @@ def claims(
                 TOLERANCE_POINTS,
                 lost,
             )
+        found.append(recovery(arms, name, label))
         test(
             f"{label} does better inside its early directions than inside random ones",
             "ours; P2 has no such run",

@@ -5,7 +5,9 @@ last five evaluations. Thresholds were fixed before any run:
 
 - a claim of order (A above B) holds if the 95 % interval of the mean difference over
   seeds, paired by seed, lies above zero;
-- "near full" holds if the mean gain over the start is at least 80 % of the full run's.
+- "near full" holds if the 95 % interval of the share of the full run's gain over the
+  start, seed by seed, lies at or above 80 %. (First the mean gain alone was compared;
+  the interval asks for more.)
 
 An interval that holds zero does not say that the arms are equal: the evidence says that
 they are not told apart.
@@ -51,24 +53,30 @@ def above(name: str, better: ArmAccuracy, worse: ArmAccuracy) -> Claim:
 
 
 def recovers(name: str, part: ArmAccuracy, full: ArmAccuracy) -> Claim:
-    """Whether a masked arm keeps most of the full run's gain."""
+    """Whether a masked arm keeps most of the full run's gain.
+
+    Undecided with one seed, and where a seed's full run gained nothing.
+    """
     gain, full_gain = part.late.mean() - part.start, full.late.mean() - full.start
     gains = f"gain {100 * gain:.2f} points, the full run's {100 * full_gain:.2f}"
     threshold = f"threshold: {RECOVERED:.0%} of the full gain"
     if full_gain <= 0:
         return Claim(name, None, f"{gains}: there is no gain to recover; {threshold}")
     share = gain / full_gain
-    holds = bool(share >= RECOVERED)
     evidence = f"{gains}: {share:.0%} recovered"
     full_gains = full.late - full.start
-    if len(full_gains) > 1 and (full_gains > 0).all():
-        by_seed = ((part.late - part.start) / full_gains).tolist()
-        estimate = Estimate.from_samples(by_seed)
-        evidence += (
-            f" (seed by seed {estimate.mean:.0%} ± {estimate.half_width or 0.0:.0%}, "
-            "95 % interval)"
-        )
-    return Claim(name, holds, f"{evidence}; {threshold}")
+    if len(full_gains) < 2:
+        evidence += " with one seed: no interval"
+        return Claim(name, None, f"{evidence}; {threshold}")
+    if not (full_gains > 0).all():
+        evidence += ", but not every seed's full run gained"
+        return Claim(name, None, f"{evidence}; {threshold}")
+    by_seed = Estimate.from_samples(((part.late - part.start) / full_gains).tolist())
+    mean, half = by_seed.mean, by_seed.half_width or 0.0
+    evidence += f" (seed by seed {mean:.0%} ± {half:.0%}, 95 % interval); {threshold}"
+    if abs(mean - RECOVERED) < half:
+        evidence += "; the interval holds it, so these seeds do not decide"
+    return Claim(name, bool(mean - half >= RECOVERED), evidence)
 
 
 def compute(accuracies: Mapping[str, ArmAccuracy]) -> list[Claim]:

@@ -9,9 +9,8 @@ RECOVERED = 0.8
 """Share of the full run's gain from which on a mask counts as near full.
 
 Tested seed by seed: the interval of masked gain less this share of the full gain lies
-above 0. `experiments.ablation.claims` has the same share but compares mean gains, which
-asks for less. A seed whose full run gained nothing has nothing to recover; it leaves
-the claim undecided.
+above 0. `experiments.ablation.claims` has the same share. A seed whose full run gained
+nothing has nothing to recover; it leaves the claim undecided.
 """
 
 EQUAL = 0.9

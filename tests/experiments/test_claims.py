@@ -65,26 +65,42 @@ def test_one_seed_leaves_an_order_undecided():
     ("late", "holds"),
     [
         # Full gain 0.5, start 0.25: the threshold lies at 0.65.
-        ((0.65, 0.65), True),
-        ((0.5, 0.8), True),
-        ((0.64, 0.65), False),
+        ((0.66, 0.66), True),
+        ((0.64, 0.64), False),
+        # Shares 0.98 and 1.02: the half width is 0.254, the lower end 0.746.
+        ((0.74, 0.76), False),
+        # 0.99 and 1.01: 0.127 and 0.873.
+        ((0.745, 0.755), True),
         ((0.2, 0.2), False),
         ((0.9, 0.9), True),
     ],
 )
-def test_near_full_is_four_fifths_of_the_gain(late, holds):
-    assert claims.recovers("x", arm(*late), arm(0.75, 0.75)).holds is holds
+def test_near_full_is_four_fifths_of_the_gain_for_the_whole_interval(late, holds):
+    claim = claims.recovers("x", arm(*late), arm(0.75, 0.75))
+    assert claim.holds is holds
+    undecided = "the interval holds it, so these seeds do not decide" in claim.evidence
+    assert undecided == (late == (0.74, 0.76))
 
 
-def test_recovery_is_a_ratio_of_mean_gains():
-    # Gains 0.1 and 0.3 of a full 0.25 each: (0.1 + 0.3) / 0.5.
-    claim = claims.recovers("x", arm(0.35, 0.55), arm(0.5, 0.5))
-    assert claim.holds is True
+def test_recovery_is_a_ratio_of_mean_gains_with_the_interval_of_seeds():
+    # Gains 0.1 and 0.32 of a full 0.25 each: (0.1 + 0.32) / 0.5.
+    claim = claims.recovers("x", arm(0.35, 0.57), arm(0.5, 0.5))
+    assert claim.holds is False
     assert claim.evidence == (
-        "gain 20.00 points, the full run's 25.00: 80% recovered "
-        # Shares 0.4 and 1.2, standard deviation 0.4 sqrt 2, Student's t 12.706.
-        "(seed by seed 80% ± 508%, 95 % interval); threshold: 80% of the full gain"
+        "gain 21.00 points, the full run's 25.00: 84% recovered "
+        # Shares 0.4 and 1.28, standard deviation 0.44 sqrt 2, Student's t 12.706.
+        "(seed by seed 84% ± 559%, 95 % interval); threshold: 80% of the full gain; "
+        "the interval holds it, so these seeds do not decide"
     )
+
+
+def test_recovery_needs_seeds_that_all_have_a_gain_to_recover():
+    one = claims.recovers("x", arm(0.5), arm(0.5))
+    assert one.holds is None
+    assert "with one seed: no interval" in one.evidence
+    some = claims.recovers("x", arm(0.5, 0.5), arm(0.5, 0.2))
+    assert some.holds is None
+    assert "not every seed's full run gained" in some.evidence
 
 
 @pytest.mark.parametrize("late", [0.25, 0.2])

@@ -321,6 +321,38 @@ def test_sft_is_compared_with_opd_at_both_rates():
     assert config.arms.sft_anchor.start == config.arms.opd.start == "anchor"
 
 
+def test_a_basis_of_no_use_keeps_the_accuracy_but_not_the_gain():
+    """Of a gain of 2.5 points, 1.5 lost are within the 2 that may go."""
+
+    def ends(*gains):
+        runs = [measured(0.3, 0.3 + gain).runs[seed] for seed, gain in enumerate(gains)]
+        return measured(0.3, 0.3)._replace(runs=runs)
+
+    arms = {
+        "opd_free": ends(0.025, 0.025),
+        "opd_own": ends(0.01, 0.01),
+        "opd_random": ends(0.025, 0.0),
+        "sft_anchor_free": ends(0.02, 0.0),
+        "sft_anchor_own": ends(0.01, 0.0),
+        "sft_anchor_random": ends(0.01, 0.0),
+    }
+    locking = subspace_locking_study
+    assert locking.shares(arms, "opd", "own") == pytest.approx((0.4, 0.4))
+    assert locking.shares(arms, "sft_anchor", "own") == (pytest.approx(0.5), None)
+    plain = {name: arms[f"{name}_free"] for name in ("opd",)}
+    found = {c.claim: c for c in locking.claims(plain, arms, 0.2)}
+    assert found["OPD keeps its accuracy inside its early directions"].holds is True
+    (gain,) = (c for c in found.values() if c.source == locking.LATER)
+    assert gain.samples == pytest.approx((0.01 - 0.8 * 0.025,) * 2)
+    assert gain.holds is False
+    assert "share recovered 40% ± 0%" in gain.statistic
+    assert locking.recovery(arms | {"opd_own": arms["opd_free"]}, "opd", "OPD").holds
+    # What had no gain to recover decides nothing; of SFT the contrary is claimed.
+    undecided = locking.recovery(arms, "sft_anchor", "SFT")
+    assert undecided.holds is None
+    assert undecided.side == "below"
+
+
 def test_a_tracker_is_sent_each_run_under_the_name_of_its_folder(tmp_path, monkeypatch):
     """Rows and resumes are those of `tracked`, which the ablation uses too."""
     calls = []
