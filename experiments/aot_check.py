@@ -105,23 +105,29 @@ def check(
 
 
 def _line(name: str, found: Measured, chip: Chip, chips: int) -> str:
+    parts = [
+        f"{name:8s} compiled in {found.compile_s:.0f} s, {found.processor_s:.0f} s of "
+        "processor time"
+    ]
     if found.chip_bytes is None:
-        held = f"does not fit, {found.over}"
+        parts.append(f"does not fit, {found.over}")
     else:
         used, there = (n / 2**30 for n in (found.chip_bytes, chip.hbm_bytes))
-        held = f"{used:.2f} of {there:.0f} GiB a chip"
-    operations = "operations not counted"
-    if found.flops is not None:
+        parts.append(f"{used:.2f} of {there:.0f} GiB a chip")
+    if found.flops is None:
+        parts.append("operations not counted")
+    else:
         at_peak = found.flops / chips / chip.peak_flops
-        operations = f"{found.flops:.3g} operations, {at_peak:.3g} s at peak"
-    moved = sum(found.sent_bytes.values())
-    kinds = ", ".join(f"{k} {v / 1e9:.2f}" for k, v in sorted(found.sent_bytes.items()))
-    return (
-        f"{name:8s} compiled in {found.compile_s:.0f} s, {found.processor_s:.0f} s of "
-        f"processor time; {held}; "
-        f"{operations}; a chip sends {moved / 1e9:.2f} GB ({kinds or 'nothing'}), "
-        f"{moved / chip.link_bytes_per_s:.3g} s at peak"
-    )
+        parts.append(f"{found.flops:.3g} operations, {at_peak:.3g} s at peak")
+    if found.chip_bytes is not None:
+        sent = sorted(found.sent_bytes.items())
+        moved = sum(found.sent_bytes.values())
+        kinds = ", ".join(f"{kind} {count / 1e9:.2f}" for kind, count in sent)
+        parts.append(
+            f"a chip sends {moved / 1e9:.2f} GB ({kinds or 'nothing'}), "
+            f"{moved / chip.link_bytes_per_s:.3g} s at peak"
+        )
+    return "; ".join(parts)
 
 
 def main() -> None:

@@ -4,7 +4,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments.aot.measure import Measured, chip_bytes, sent_by_kind, stopwatch
+from experiments.aot.measure import (
+    Measured,
+    chip_bytes,
+    refusal,
+    sent_by_kind,
+    stopwatch,
+)
 from geomjax.analysis.measure import StackPlan, programs_of
 from geomjax.analysis.metrics import DEFAULT
 from geomjax.analysis.programs import Layout, Program
@@ -68,7 +74,10 @@ def measure_geometry(model: Decoder, devices: list[jax.Device]) -> Measured:
             for program in vars(programs_of(layout, axes, plan, mesh)).values()
             if isinstance(program, Program)
         ]
-    compiled = [program.compiled() for program in started]
+    try:
+        compiled = [program.compiled() for program in started]
+    except jax.errors.JaxRuntimeError as error:
+        return Measured(*spent(), None, refusal(error), None, {})
     seconds = spent()
     sent: dict[str, float] = {}
     for program in compiled:

@@ -21,7 +21,8 @@ class Measured(NamedTuple):
       processor_s: Of them, seconds of all processor cores together.
       chip_bytes: Memory of one chip: arguments, results, temporaries and code; None
         where it does not compile for lack of it.
-      over: What the compiler says where it does not fit: used and available memory.
+      over: Where it does not fit, what the compiler would use and has, and by how much
+        that is too much.
       flops: Of matrix products, on all chips together, recomputation included; None
         where they are not counted.
       sent_bytes: What a chip sends, by kind of collective, as often as loops run.
@@ -50,9 +51,7 @@ def measure(program: Program, dump: str = "") -> Measured:
     try:
         compiled = traced.lower().compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return Measured(*spent(), None, _over(str(error)), flops, {})
+        return Measured(*spent(), None, refusal(error), flops, {})
     seconds = spent()
     return Measured(
         *seconds, chip_bytes(compiled), "", flops, sent_by_kind(compiled.as_text())
@@ -79,7 +78,24 @@ def sent_by_kind(text: str) -> dict[str, float]:
     return dict(sent)
 
 
-def _over(message: str) -> str:
-    """The compiler's own figures, `25.30G of 15.75G`."""
-    found = re.search(r"Used (\S+ of \S+) hbm", message)
-    return found[1] if found else message.splitlines()[0]
+_OVER = (
+    re.compile(r"Used ([\d.]+)G of ([\d.]+)G hbm"),
+    re.compile(r"\(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)"),
+)
+"""How the compiler says that a program does not fit, in GiB."""
+
+
+def refusal(error: jax.errors.JaxRuntimeError) -> str:
+    """The compiler's figures of what does not fit, `25.30G of 15.75G, 9.55G over`.
+
+    Raises:
+      JaxRuntimeError: It says something else.
+    """
+    message = str(error)
+    if "RESOURCE_EXHAUSTED" not in message:
+        raise error
+    for form in _OVER:
+        if found := form.search(message):
+            used, there = found.groups()
+            return f"{used}G of {there}G, {float(used) - float(there):.2f}G over"
+    return message.splitlines()[0]

@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +17,45 @@ from experiments import aot_check, aot_table
 from experiments.aot import chips
 from experiments.aot.assigned import assigned_bytes
 from experiments.aot.geometry import layouts, measure_geometry
-from experiments.aot.measure import Measured, _over, measure
+from experiments.aot.measure import Measured, measure, refusal
 from experiments.aot.programs import Program, make_model, make_programs
 from experiments.common.benchmarks import forward_operations
 from experiments.recipe.published import PUBLISHED
 from geomjax.meshes import mesh_from_string
 from geomjax.models.flops import forward_flops
+
+ROOT = Path(aot_check.__file__).parent.parent
+SMALL = "small"
+CONFIG = """
+from configs import aot_check
+
+def get_config(variant):
+    if variant != "small":
+        return aot_check.get_config(variant)
+    config = aot_check.get_config("qwen3_1_7b")
+    for model in (config.student, config.teacher):
+        model.update(
+            vocab_size=512,
+            hidden_size=256,
+            intermediate_size=512,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=128,
+        )
+    config.update(
+        tokenizer_size=500,
+        max_prompt_tokens=128,
+        max_new_tokens=128,
+        sequences_per_update=8,
+        sequences_per_rollout=8,
+    )
+    return config
+"""
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="needs libtpu: pip install geomjax[tpu]",
+)
 
 
 def _small():
@@ -186,12 +221,31 @@ allocation 3: size 8192, preallocated-temp:
     assert assigned_bytes(text) == 512 + 4096 + 8192
 
 
-def test_what_the_compiler_says_of_memory():
-    message = (
-        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in "
-        "memory space hbm. Used 25.30G of 15.75G hbm. Exceeded hbm capacity by 9.55G."
-    )
-    assert _over(message) == "25.30G of 15.75G"
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (
+            "XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
+            "Used 25.30G of 15.75G hbm. Exceeded hbm capacity by 9.55G.",
+            "25.30G of 15.75G, 9.55G over",
+        ),
+        (
+            "Ran out of memory on HBM, the total memory required for HLO temporaries "
+            "(16.20G) exceeds available HBM (15.75G).",
+            "16.20G of 15.75G, 0.45G over",
+        ),
+        ("something\nelse", "RESOURCE_EXHAUSTED: something"),
+    ],
+)
+def test_what_the_compiler_says_of_memory(message, expected):
+    error = jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {message}")
+    assert refusal(error) == expected
+
+
+def test_another_failure_of_the_compiler_is_raised():
+    error = jax.errors.JaxRuntimeError("INTERNAL: (16.20G) exceeds available HBM")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        refusal(error)
 
 
 @pytest.mark.parametrize("topology", ["v9:4x4", "v5e", "v5e:4by4"])
@@ -201,10 +255,37 @@ def test_topologies_that_do_not_exist(topology):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="needs libtpu: pip install geomjax[tpu]",
-)
+@needs_libtpu
+def test_a_small_run_and_its_analysis_for_a_slice(tmp_path):
+    row, told = _checked(tmp_path, config=SMALL)
+    for name in ("update", "rollout", "geometry"):
+        assert 0 < row[name]["chip_bytes"] < 1 << 30
+        assert f"{name:8s} compiled in" in told
+    assert sum(row["update"]["sent_bytes"].values()) > 0
+    assert row["geometry"]["sent_bytes"] == {}
+
+
+@pytest.mark.slow
+@needs_libtpu
+@pytest.mark.parametrize("code", ["--code", "--nocode"])
+def test_what_does_not_fit_says_by_how_much(tmp_path, code):
+    # Keys and values of 2^19 sequences, 256 tokens, 2 heads of 128: 128 GiB.
+    many = "--config.sequences_per_rollout=524288"
+    row, told = _checked(tmp_path, "--programs=rollout", many, code, config=SMALL)
+    assert row["rollout"]["chip_bytes"] is None
+    found = re.fullmatch(
+        r"([\d.]+)G of ([\d.]+)G, ([\d.]+)G over", row["rollout"]["over"]
+    )
+    used, there, over = map(float, found.groups())
+    assert 16 < used < 64
+    assert 15 < there < 16
+    assert over == pytest.approx(used - there, abs=0.01)
+    assert f"does not fit, {found[0]}" in told
+    assert "sends" not in told
+
+
+@pytest.mark.slow
+@needs_libtpu
 def test_the_smallest_row_fits_its_slice(tmp_path):
     row, told = _checked(tmp_path, "--programs=update,rollout", "--nocode")
     for name in ("update", "rollout"):
@@ -222,10 +303,7 @@ def test_the_smallest_row_fits_its_slice(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="needs libtpu: pip install geomjax[tpu]",
-)
+@needs_libtpu
 def test_code_changes_nothing_that_is_decided_before(tmp_path):
     cut = "--config.layers=1", "--programs=rollout"
     whole = _checked(tmp_path, *cut)[0]["rollout"]
@@ -236,18 +314,20 @@ def test_code_changes_nothing_that_is_decided_before(tmp_path):
     assert early["processor_s"] < whole["processor_s"]
 
 
-def _checked(folder, *options):
+def _checked(folder, *options, config="ds_qwen_1_5b"):
     """The row that the command adds, and what it prints."""
-    rows = folder / "rows.jsonl"
+    rows, file = folder / "rows.jsonl", folder / "config.py"
     rows.unlink(missing_ok=True)
+    file.write_text(CONFIG)
     done = subprocess.run(
         [
             *(sys.executable, "-m", "experiments.aot_check"),
-            "--config=configs/aot_check.py:ds_qwen_1_5b",
-            "--topology=v5e:2x4",
+            f"--config={file}:{config}",
+            f"--topology={'v5e:2x2' if config == SMALL else 'v5e:2x4'}",
             f"--json={rows}",
             *options,
         ],
+        cwd=ROOT,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,

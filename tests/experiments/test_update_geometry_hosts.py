@@ -86,7 +86,9 @@ def test_two_processes_write_the_tables_of_one_and_resume_each_other(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_stop_together_where_one_is_told_to(tmp_path):
-    _pair(tmp_path, layers=24, width=512)
+    layers = 32
+    _pair(tmp_path, layers, width=640)
+    tensors = 2 * layers + 1
     workdir = tmp_path / "run"
     journals = [workdir / "journal.jsonl", workdir / "journal.1.jsonl"]
     processes = host_processes.start(_command(tmp_path, workdir), 2)
@@ -104,14 +106,14 @@ def test_two_processes_stop_together_where_one_is_told_to(tmp_path):
         assert "preempted: told to end; start the same again" in process.output
         assert "Traceback" not in process.output
     kept = [len(journal.read_bytes().splitlines()) - 1 for journal in journals]
-    assert all(0 < rows < 49 // 2 for rows in kept)
+    assert all(0 < rows < tensors // 2 for rows in kept)
     assert not (workdir / "tensors.csv").exists()
     before = journals[0].read_bytes() + journals[1].read_bytes().partition(b"\n")[2]
     host_processes.run(_command(tmp_path, workdir), 1)
     after = journals[0].read_bytes()
     assert after.startswith(before)  # What was measured is not measured again.
-    assert after.count(b"\n") == 1 + 49
-    assert (workdir / "tensors.csv").read_bytes().count(b"\n") == 1 + 49
+    assert after.count(b"\n") == 1 + tensors
+    assert (workdir / "tensors.csv").read_bytes().count(b"\n") == 1 + tensors
 
 
 @pytest.mark.slow

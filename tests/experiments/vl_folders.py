@@ -77,7 +77,7 @@ def save_vl(folder: Path, seed: int, *, kv_heads: int = 1, **vision: int) -> Pat
         "image_token_id": image,
         "video_token_id": video,
         "vision_config": VISION | vision,
-        "vocab_size": len(tokenizer),
+        "vocab_size": -(-len(tokenizer) // 8) * 8,  # Padded, as published ones are.
         **TEXT,
         "num_key_value_heads": kv_heads,
     }
