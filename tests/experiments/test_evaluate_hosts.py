@@ -96,11 +96,6 @@ def test_two_processes_with_a_mesh_each_evaluate_images_as_one_device(tmp_path):
     written = "checkpoint/geo3k.jsonl"
     assert (two / written).read_bytes() == (one / written).read_bytes()
     assert _figures(two)[0] == _figures(one)[0]
-    # A mesh is of the devices of each process, not of all.
-    command = _command(tmp_path / "wide", "--mesh=fsdp=8", **given)
-    for process in host_processes.end(host_processes.start(command, 2)):
-        assert process.status == 1, process.output
-        assert "mesh 'fsdp=8' has 8 places for 4 devices" in process.output
 
 
 def test_processes_told_to_end_stop_between_blocks(monkeypatch, tmp_path):
