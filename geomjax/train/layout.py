@@ -23,6 +23,8 @@ from the compiled programs (`geomjax.compiled`), on meshes of 8 CPU devices:
 | unembedding | re-split from width to rows | fsdp | a loss, and its gradient back |
 | hidden states | gathered | fsdp | a chunk; gradients summed, split again |
 | maxima and sums over the vocabulary | reduced | fsdp, tensor | a chunk |
+| likeliest k tokens, if a loss asks | gathered, k a device | fsdp, tensor | a chunk |
+| their scores | summed | fsdp, tensor | a chunk |
 | gradient of the unembedding | summed | data | a loss |
 | norms and flags of the metrics | reduced | all | an update |
 | weights for a rollout, compute dtype | gathered in width | fsdp | a rollout |
