@@ -4,9 +4,12 @@ r"""OPD with other teachers, students, tasks and seeds (P2, Tables 1 and 7).
     python -m experiments.opd_variants --workdir=runs/smoke \
         --config=configs/opd_variants.py:smoke
 
-Variants: `tiny` (12 runs in three worlds, two of them built on first use, by recipes
-that have not been run to their end), `smoke` (under a minute, in the bundled world),
-`paper` (P2's settings and model names; a description, for a cluster).
+Variants: `tiny` (12 runs in three worlds, two of them built on first use), `smoke`
+(under a minute, in the bundled world), `paper` (P2's settings and model names; a
+description, for a cluster).
+
+The larger teacher of `tiny` is not a better one: it solves 61 % of its test problems,
+the bundled one 98.6 %.
 
 P2 = arXiv 2606.07082. "ours" marks what the paper does not give, or what the tiny world
 changes.

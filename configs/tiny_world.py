@@ -14,7 +14,8 @@ The variants are worlds that are not bundled, but built where they are first nee
   one after another once the model calculates, with the answer in front of some prompts,
   so that a model can be asked with privileged information;
 - `deep`: the same task with 6 layers of width 256 (4.7 million parameters), for what
-  needs depth or rank; some 0.4 s of one CPU core a step;
+  needs depth or rank; some 0.4 s of one CPU core a step, 17 minutes in all. Its teacher
+  has 61 % on the test problems, its anchor 32 %;
 - `extremes`: another task of the same form and size, chains of minima and maxima;
 - `midsize`: longer chains with 12 layers of width 768 (104 million parameters), for one
   GPU.
