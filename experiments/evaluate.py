@@ -229,7 +229,7 @@ def _evaluate(
         print(f"\n{name}, {suite.name}: {describe_first(encoded, tokenizer)}")
         drawing = _drawing(config, encoded, context, tokenizer, folder)
         task = Task(
-            examples=suite.examples,
+            examples=encoded.examples,  # With `thinking`, which rewards ask for.
             token_ids=encoded.token_ids,
             samples=config.samples,
             # Some eight fillings of the rows: little is lost by a kill, and the rows

@@ -114,15 +114,17 @@ def _accuracy(results: Sequence[Result]) -> Table:
             result.summary.mean.problems,
             result.summary.samples,
             shown(result.summary.mean),
+            shown(result.summary.ended),
             shown(result.summary.majority),
         ]
         for result in results
     ]
     return _table(
-        ["problems", "n", "mean@n", "majority@n"],
+        ["problems", "n", "mean@n", "mean@n, cut off: 0", "majority@n"],
         rows,
-        "Mean score of the samples, and score of the most frequent answer (ties count "
-        "as the mean of the tied).",
+        "Mean score of the samples, cut off or not; the same where a sample that ended "
+        "at the limit of tokens scores 0, as the accuracy along training counts it; "
+        "score of the most frequent answer (ties count as the mean of the tied).",
     )
 
 

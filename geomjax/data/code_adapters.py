@@ -9,6 +9,7 @@ import binascii
 import json
 import pickletools
 import zlib
+from collections.abc import Iterable
 from typing import Any
 
 from geomjax.data.code_tests import Case, CodeTests, dump_tests
@@ -32,20 +33,21 @@ def deepcoder_row(row: Row) -> tuple[str, str]:
 
     `tests` is JSON in one of two forms, which xxman-google/NeMo-RL and rllm tell apart
     in the same way: an object with lists `inputs` and `outputs` and perhaps `fn_name`
-    (taco), whose function results are lists of one; or a list of objects with `input`
+    (taco); or a list of objects with `input`
     and `output`, of `type` stdin_stdout or function_call (primeintellect, with
     `fn_name`), or of `testtype` stdin or functional (lcbv5, codeforces, with
-    `metadata.func_name`). Not verified: that primeintellect's function results are
-    lists of one as well (as in APPS, from which they come).
+    `metadata.func_name`). Function results of taco and primeintellect come from APPS,
+    where most problems, and not all, wrap each in a list of one: they are unwrapped
+    where all results of a problem are such lists. (APPS's own test accepts either.)
     """
     tests = json.loads(row["tests"]) if isinstance(row["tests"], str) else row["tests"]
     if isinstance(tests, dict):
         function = tests["fn_name"] if "fn_name" in tests else None
         pairs = zip(tests["inputs"], tests["outputs"], strict=True)
-        cases = [_apps_case(given, expected, function) for given, expected in pairs]
+        cases = _apps_cases(pairs, function)
     else:
         function = _function_of(tests, row)
-        cases = [_listed_case(test, function) for test in tests]
+        cases = _listed_cases(tests, function)
     starter = row["starter_code"] if "starter_code" in row else ""
     return _prompt(row["problem"], starter, function), _answer(function, cases)
 
@@ -62,7 +64,7 @@ def livecodebench_row(row: Row) -> tuple[str, str]:
         *_private_tests(row["private_test_cases"]),
     ]
     function = _function_of(tests, row)
-    cases = [_listed_case(test, function) for test in tests]
+    cases = _listed_cases(tests, function)
     prompt = _prompt(row["question_content"], row["starter_code"], function)
     return prompt, _answer(function, cases)
 
@@ -108,24 +110,42 @@ def _function_of(tests: list[Any], row: Row) -> str | None:
     return name
 
 
-def _listed_case(test: dict[str, Any], function: str | None) -> Case:
-    given, expected = test["input"], test["output"]
+def _listed_cases(tests: list[Any], function: str | None) -> list[Case]:
+    if function is not None and "type" in tests[0]:
+        return _apps_cases(
+            [(test["input"], test["output"]) for test in tests], function
+        )
     if function is None:
-        return Case(given, expected)
-    if "type" in test:
-        return _apps_case(given, expected, function)
+        return [Case(test["input"], test["output"]) for test in tests]
     # LiveCodeBench: one argument a line, in JSON.
-    return Case([json.loads(line) for line in given.split("\n")], json.loads(expected))
+    return [
+        Case(
+            [json.loads(line) for line in test["input"].split("\n")],
+            json.loads(test["output"]),
+        )
+        for test in tests
+    ]
 
 
-def _apps_case(given: Any, expected: Any, function: str | None) -> Case:
+def _apps_cases(pairs: Iterable[tuple[Any, Any]], function: str | None) -> list[Case]:
     if function is None:
         # Some are lists of lines.
-        texts = ("\n".join(t) if isinstance(t, list) else t for t in (given, expected))
-        return Case(*texts)
-    given = json.loads(given) if isinstance(given, str) else given
-    expected = json.loads(expected) if isinstance(expected, str) else expected
-    return Case(given, expected[0] if isinstance(expected, list) else expected)
+        return [
+            Case(*("\n".join(t) if isinstance(t, list) else t for t in pair))
+            for pair in pairs
+        ]
+    cases = [
+        Case(*(json.loads(t) if isinstance(t, str) else t for t in pair))
+        for pair in pairs
+    ]
+    wrapped = all(
+        isinstance(case.expected, list) and len(case.expected) == 1 for case in cases
+    )
+    return (
+        [case._replace(expected=case.expected[0]) for case in cases]
+        if wrapped
+        else cases
+    )
 
 
 def _prompt(problem: str, starter: str | None, function: str | None) -> str:

@@ -8,7 +8,10 @@ from jaxtyping import Int32
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
-from geomjax.data.prompts import Example, Message, summarize
+from geomjax.data.prompts import THINKING_START, Example, Message, summarize
+
+# Tokens at the end of a prompt among which an opened thought shows, were they letters.
+_TAIL = 16
 
 
 class EncodedPrompts(NamedTuple):
@@ -42,7 +45,8 @@ def encode_prompts(
         template_settings: variables of the chat template (`thinking_settings`).
 
     Returns:
-        The examples kept, their token ids, and the number dropped.
+        The examples kept, each with its field `thinking` set, their token ids, and the
+        number dropped.
 
     Raises:
         ValueError: naming the lines of prompts that are too long, that the chat
@@ -60,7 +64,7 @@ def encode_prompts(
             problems.append(f"line {example.line}: {error}")
             continue
         if len(ids) <= max_prompt_tokens:
-            kept.examples.append(example)
+            kept.examples.append(with_thinking(example, ids, tokenizer))
             kept.token_ids.append(np.array(ids, dtype=np.int32))
         elif overlong == "drop":
             dropped += 1
@@ -77,6 +81,14 @@ def encode_prompts(
             f"{max_prompt_tokens} tokens"
         )
     return kept._replace(dropped=dropped)
+
+
+def with_thinking(
+    example: Example, ids: Sequence[int], tokenizer: PreTrainedTokenizerFast
+) -> Example:
+    """The example, with whether its encoded prompt ends by opening a thought."""
+    tail = str(tokenizer.decode(list(ids[-_TAIL:]))).rstrip()
+    return example._replace(thinking=tail.endswith(THINKING_START))
 
 
 def added_bos(tokenizer: PreTrainedTokenizerFast) -> list[int]:

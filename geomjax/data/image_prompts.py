@@ -9,7 +9,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from geomjax.data.batches import ImagesOf
-from geomjax.data.encode import EncodedPrompts, encode_text
+from geomjax.data.encode import EncodedPrompts, encode_text, with_thinking
 from geomjax.data.image_processor import ImageProcessor, open_image
 from geomjax.data.patches import ImagePatches
 from geomjax.data.placeholders import expand_placeholders, image_parts
@@ -83,7 +83,7 @@ def encode_image_prompts(
             problems.append(f"line {example.line}: {error}")
             continue
         if len(ids) <= max_prompt_tokens:
-            kept.examples.append(example)
+            kept.examples.append(with_thinking(example, ids.tolist(), tokenizer))
             kept.token_ids.append(ids)
         elif overlong == "drop":
             dropped += 1

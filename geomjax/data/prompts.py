@@ -10,6 +10,8 @@ from geomjax.data.images import check_image, image_bytes
 from geomjax.data.placeholders import IMAGE_MARK
 
 MAX_PROBLEMS_SHOWN = 10
+THINKING_START = "<think>"
+"""Opens a train of thought; some chat templates end the prompt with it."""
 
 
 class Message(NamedTuple):
@@ -22,13 +24,16 @@ class Message(NamedTuple):
 class Example(NamedTuple):
     """A prompt, as plain text or as a conversation, and where it was read.
 
-    `images` are those that the prompt refers to, in their order.
+    `images` are those that the prompt refers to, in their order. `thinking` says
+    whether the prompt, as it was encoded, ends by opening a train of thought
+    (`THINKING_START`), so that the completion begins inside it.
     """
 
     prompt: str | tuple[Message, ...]
     answer: str | None
     line: int
     images: tuple[StoredImage, ...] = ()
+    thinking: bool = False
 
 
 def read_prompts(

@@ -72,6 +72,9 @@ class Summary(NamedTuple):
       majority: Score of the most frequent answer; None if no answer was ever read, as
         with rewards that read none.
       passes: pass@k by k; over the problems with at least k samples.
+      ended: Mean score where a sample that ended at the limit scores 0 unseen, as the
+        accuracy along training counts it (`geomjax.train.evaluate`); `mean` takes the
+        reward's word for it, as published evaluations do.
       truncated: Share of samples that ended at the limit.
       unparsed: Share of samples that hold no answer that could be read.
       by_length: Mean score by length of the completion.
@@ -82,6 +85,7 @@ class Summary(NamedTuple):
     mean: Interval
     majority: Interval | None
     passes: dict[int, Interval]
+    ended: Interval
     truncated: Interval
     unparsed: Interval
     by_length: list[LengthBin]
@@ -113,6 +117,9 @@ def summarize(
         mean=over(mean_score),
         majority=over(majority_score) if answered else None,
         passes={k: over(_passes(k)) for k in pass_ks(n)} if n else {},
+        ended=over(
+            lambda p: mean_at_n([s.judgement.score if s.stopped else 0.0 for s in p])
+        ),
         truncated=over(lambda p: mean_at_n([float(not s.stopped) for s in p])),
         unparsed=over(
             lambda p: mean_at_n(

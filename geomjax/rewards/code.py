@@ -11,7 +11,7 @@ from typing import Any
 
 from geomjax.data.code_tests import Case, CodeTests, load_tests
 from geomjax.data.prompts import Example
-from geomjax.rewards.contract import Judgement, final_part
+from geomjax.rewards.contract import UNFINISHED, Judgement, final_part
 from geomjax.sandbox.limits import Limits
 from geomjax.sandbox.run import Isolation, Run, run_program
 
@@ -73,7 +73,7 @@ def code(
             limit must leave room for the sum.
         memory_bytes: address space of the program.
         isolation: see `run_program`.
-        thinking_end: what ends the train of thought, which is not looked at.
+        thinking_end: what ends the train of thought (`final_part`).
 
     Raises:
         SandboxUnavailable: if the machine grants no isolation.
@@ -82,9 +82,12 @@ def code(
         tests = load_tests(example.answer or "")
     except ValueError as error:
         return Judgement(0.0, str(error), "unparsed reference")
+    said = final_part(example, completion, thinking_end)
+    if said is None:
+        return UNFINISHED
     programs = [
         program
-        for language, program in _BLOCK.findall(final_part(completion, thinking_end))
+        for language, program in _BLOCK.findall(said)
         if language.lower() in _PYTHON
     ]
     if not programs:

@@ -40,6 +40,20 @@ SILENT: tuple[Status, ...] = ("unparsed reference", "failed")
 Reward = Callable[[Example, str], Judgement]
 
 
-def final_part(completion: str, thinking_end: str) -> str:
-    """What follows the last end of thinking, or everything if there is none."""
-    return completion.rpartition(thinking_end)[2]
+UNFINISHED = Judgement(0.0, "thinking was not finished", "unparsed completion")
+"""Of a completion that ends inside its train of thought."""
+
+
+def final_part(
+    example: Example, completion: str, thinking_end: str = "</think>"
+) -> str | None:
+    """What follows the last end of thinking, or everything where there is no thinking.
+
+    None where the thinking was not finished, so that there is no answer: the prompt
+    (`Example.thinking`) or the completion opened a thought that the completion does not
+    close. What opens one is `thinking_end` without its slash.
+    """
+    _, ended, rest = completion.rpartition(thinking_end)
+    if thinking_end.replace("/", "") in rest or (example.thinking and not ended):
+        return None
+    return rest

@@ -2,7 +2,7 @@
 
 import re
 
-from geomjax.data.prompts import Example
+from geomjax.data.prompts import THINKING_START, Example
 from geomjax.rewards.contract import Judgement
 
 THINKING_THEN_BOXED = r"\s*<think>.+</think>.*\\boxed\{.+\}.*"
@@ -17,11 +17,13 @@ def layout(
     wants a train of thought and then an answer in `\boxed{}`.
 
     Args:
-        example: not looked at.
-        completion: the text to score.
+        example: only its field `thinking` is looked at.
+        completion: the text to score; where the prompt opened a train of thought, the
+            mark that opens it is counted to the completion.
         pattern: the regular expression.
     """
-    del example
+    if example.thinking:
+        completion = THINKING_START + completion
     if re.fullmatch(pattern, completion, re.DOTALL) is None:
         return Judgement(0.0, "not of the form asked for")
     for tag in ("<think>", "</think>"):

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from geomjax.data.prompts import Example
-from geomjax.rewards.contract import Judgement, final_part
+from geomjax.rewards.contract import UNFINISHED, Judgement, final_part
 
 try:
     # Here, not where it is used: a pool then says at its start that it is missing, and
@@ -28,10 +28,9 @@ def mathematics(
 
     The answer is the content of the last `\boxed{}` (of several that stand together,
     such as \boxed{1} and \boxed{2}, all of them), else the last expression in LaTeX or
-    plain. An unfinished train of thought has given no answer: what stands before
-    `thinking_end` is not looked at, and a completion that opens one without closing it
-    is not parsed. `math-verify` compares by value where it can (1/2 equals 0.5 and
-    \frac{2}{4}; sets without regard to order) and by text where it cannot.
+    plain, after the train of thought (`final_part`). `math-verify` compares by value
+    where it can (1/2 equals 0.5 and \frac{2}{4}; sets without regard to order) and by
+    text where it cannot.
 
     Nothing here bounds the time: sympy can be led to compute for hours by an answer
     such as 9^{9^{9^9}}, in calls that no signal interrupts. `RewardPool` does.
@@ -39,7 +38,7 @@ def mathematics(
     Args:
         example: its answer is LaTeX, with or without `$` or `\boxed` around it.
         completion: the text to score.
-        thinking_end: what ends the train of thought.
+        thinking_end: what ends the train of thought (`final_part`).
 
     Returns:
         The judgement; `unparsed reference` or `unparsed completion` where no
@@ -48,10 +47,9 @@ def mathematics(
     reference = _parsed_reference(example)
     if isinstance(reference, Judgement):
         return reference
-    thinking_start = thinking_end.replace("/", "")
-    if thinking_start in completion and thinking_end not in completion:
-        return Judgement(0.0, "thinking was not finished", "unparsed completion")
-    said = final_part(completion, thinking_end)
+    said = final_part(example, completion, thinking_end)
+    if said is None:
+        return UNFINISHED
     boxed = last_boxed(said)
     answer = _parse(said if boxed is None else f"\\boxed{{{boxed}}}")
     if not answer:

@@ -75,7 +75,9 @@ def _judge(
     prompt = request["prompt"]
     if not isinstance(prompt, str):
         prompt = tuple(Message(*message) for message in prompt)
-    example = Example(prompt, request["answer"], request["line"])
+    example = Example(
+        prompt, request["answer"], request["line"], thinking=request["thinking"]
+    )
     try:
         found = Judgement(*reward(example, request["completion"], **settings))
         if not math.isfinite(found.score):

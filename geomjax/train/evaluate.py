@@ -101,7 +101,8 @@ def make_accuracy(
       token_ids: Encoded prompts.
       examples: The example of each prompt.
       sampling: Stop tokens and lengths; its temperature and count are not used.
-      judge: Gives the scores. A completion that was cut off scores 0 unseen.
+      judge: Gives the scores. A completion that was cut off scores 0 unseen; in
+        `geomjax.evaluation.summary` that mean is `ended`, not `mean`.
       prompt_length: Padded length in tokens.
       batch_size: Prompts decoded at a time.
       images_of: Reads the images of some prompts; None for prompts without images.

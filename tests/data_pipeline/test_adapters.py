@@ -11,7 +11,7 @@ from PIL import Image
 
 from geomjax.data.adapters import ADAPTERS, BOXED, THINK_THEN_BOXED, load_examples
 from geomjax.data.code_tests import Case, CodeTests, load_tests
-from geomjax.data.prompts import Message
+from geomjax.data.prompts import Example, Message
 
 DAPO = {
     "data_source": "math_dapo",
@@ -101,7 +101,7 @@ def write(path, *rows):
 )
 def test_text_sets(tmp_path, name, row, prompt, answer):
     [example] = load_examples(ADAPTERS[name], write(tmp_path / "a.jsonl", row))
-    assert example == (prompt, answer, 1, ())
+    assert example == Example(prompt, answer, 1)
 
 
 STDIN = {"input": "1 2\n", "output": "3\n"}
@@ -295,6 +295,33 @@ def test_a_conversation_must_end_with_a_reply(tmp_path, last):
     path = write(tmp_path / "a.jsonl", {"messages": turns})
     with pytest.raises(ValueError, match="does not end with a reply"):
         load_examples(ADAPTERS["dolci-think-sft"], path)
+
+
+@pytest.mark.parametrize(
+    ("results", "expected"),
+    [
+        ([[3], [4]], [3, 4]),
+        ([[[1, 2]], [[]]], [[1, 2], []]),
+        # Not all are lists of one: the function returns lists itself.
+        ([[3], []], [[3], []]),
+        ([[1, 2], [3]], [[1, 2], [3]]),
+        ([[]], [[]]),
+        ([3, [4]], [3, [4]]),
+    ],
+)
+@pytest.mark.parametrize("name", ["taco", "primeintellect"])
+def test_results_of_functions_are_unwrapped_where_all_are(
+    tmp_path, name, results, expected
+):
+    tests = {"fn_name": "f", "inputs": [[1]] * len(results), "outputs": results}
+    if name == "primeintellect":
+        listed = {"type": "function_call", "fn_name": "f", "input": [1]}
+        tests = [listed | {"output": result} for result in results]
+    row = {"problem": "?", "tests": json.dumps(tests)}
+    path = write(tmp_path / "a.jsonl", row)
+    [example] = load_examples(ADAPTERS[f"deepcoder-{name}"], path)
+    cases = load_tests(example.answer).cases
+    assert [case.expected for case in cases] == expected
 
 
 @pytest.mark.parametrize("tests", ["", "[]", '[{"testtype": "odd"}]', '{"inputs": []}'])

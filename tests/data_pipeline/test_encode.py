@@ -71,6 +71,27 @@ def test_nothing_is_added_to_what_the_template_renders():
     assert texts(encoded, tokenizer) == ["s:0;u:1+1;a:"]
 
 
+@pytest.mark.parametrize(
+    ("reply", "opened"),
+    [("<think>", True), ("<think>\n", True), ("<think>\n\n</think>\n", False)],
+)
+@pytest.mark.parametrize("special", [True, False])
+def test_whether_a_prompt_opens_a_thought(reply, opened, special):
+    letters = sorted({*"01+=aus:;\n", *("" if special else "</think>")})
+    tokenizer = character_tokenizer(
+        "".join(letters), pad="<pad>", bos="<bos>", eos="<eos>"
+    )
+    if special:
+        tokenizer.add_tokens(["<think>", "</think>"])
+    tokenizer.chat_template = TEMPLATE.replace("a:{%", f"a:{reply}{{%")
+    examples = [Example(CHAT, None, 1), Example("1<think>", None, 2)]
+    encoded = encode_prompts(examples, tokenizer, 40)
+    assert [each.thinking for each in encoded.examples] == [opened, True]
+    tokenizer.chat_template = TEMPLATE
+    plainly = encode_prompts([Example(CHAT, None, 1)], tokenizer, 40)
+    assert plainly.examples == [Example(CHAT, None, 1)]
+
+
 def test_conversation_without_a_template():
     examples = [Example("1", None, 1), Example(CHAT, None, 2), Example(CHAT, None, 5)]
     with pytest.raises(ValueError, match="line 2: .*no chat template") as error:

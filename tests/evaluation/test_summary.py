@@ -33,6 +33,7 @@ def test_figures_by_hand():
     np.testing.assert_allclose(
         [found.passes[k].mean for k in (1, 2, 4)], [1 / 4, 5 / 12, 1 / 2]
     )
+    assert found.ended == found.mean  # What was cut off had no answer.
     assert found.truncated.mean == found.unparsed.mean == 1 / 8
     assert found.statuses == {"judged": 7, "unparsed completion": 1}
 
@@ -46,6 +47,14 @@ def test_a_judgement_that_says_nothing_costs_its_sample_only():
     gone = summarize([[NO_REFERENCE] * 2, [RIGHT, WRONG]], QUICK)
     assert gone.mean.problems == 1
     assert gone.mean.mean == 0.5
+
+
+def test_what_was_right_and_then_cut_off_counts_in_the_mean_alone():
+    cut = sample(1.0, "a", stopped=False)
+    found = summarize([[RIGHT, cut], [cut, WRONG]], QUICK)
+    assert found.mean.mean == 0.75
+    assert found.ended.mean == 0.25
+    assert found.truncated.mean == 0.5
 
 
 def test_a_completion_judged_too_slowly_is_wrong():

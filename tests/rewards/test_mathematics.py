@@ -3,6 +3,7 @@ import pytest
 pytest.importorskip("math_verify", reason="needs the data extra")
 
 from geomjax.data.prompts import Example
+from geomjax.rewards.contract import UNFINISHED
 from geomjax.rewards.mathematics import last_boxed, mathematics
 
 EQUAL = [
@@ -92,6 +93,12 @@ def test_different_answers_score_zero(answer, completion):
 def test_a_completion_without_an_answer_is_unparsed(completion):
     judgement = mathematics(Example("?", "34", 1), completion)
     assert (judgement.score, judgement.status) == (0.0, "unparsed completion")
+
+
+def test_a_thought_that_the_prompt_opened_must_be_finished():
+    example = Example("?", "34", 1, thinking=True)
+    assert mathematics(example, r"It may be \boxed{34}") == UNFINISHED
+    assert mathematics(example, r"Hm.</think>It is \boxed{34}").score == 1.0
 
 
 @pytest.mark.parametrize("answer", [None, "", "  ", "???", r"\frac{1}{"])
