@@ -6,8 +6,8 @@ r"""P1's runs on DAPO-Math-17K, line by line (arXiv 2606.13657, Table 5, Figure 
 
 Variants: `deepscaler` (the teacher of the masks, default) and `justrl` (the teacher of
 AdamW against SGD). Written for accelerators; it has been built and described here, and
-not run. P1 evaluates on AIME 2024 and 2025, mean@16, with 15,360 new tokens: that is
-`experiments.evaluate` on the exported checkpoints, not a part of this run.
+not run. What else Table 5 gives, of the evaluation and the machines, stands in
+`get_besides`: no part of this run, and described with it.
 """
 
 import ml_collections
@@ -95,9 +95,30 @@ def get_fields(variant: str = "deepscaler") -> Fields:
     return fields
 
 
+def get_besides() -> Fields:
+    """What the table gives and the run does not take.
+
+    `evaluate` are flags of `experiments.evaluate`, on the exported checkpoints.
+    """
+    script = "the default of the scripts that it follows"
+    return {
+        "evaluate": {
+            "suite": paper("aime24,aime25", "Table 5"),
+            "samples": paper(16, "Table 5: mean@16"),
+            "max_new_tokens": paper(15_360, "Table 5: validation response length"),
+            "temperature": ours(0.7, f"{_SILENT}; {script}"),
+            "top_p": ours(0.95, f"{_SILENT}; {script}"),
+        },
+        "gpus": {
+            "actor": paper(4, "Table 5, of one node; here one mesh holds both models"),
+            "teacher": paper(2, "Table 5"),
+        },
+    }
+
+
 def get_marks(variant: str = "deepscaler") -> dict[str, Mark]:
-    """Every field's mark, by dotted name."""
-    return marks(get_fields(variant))
+    """The mark of every field, and of what stands besides, by dotted name."""
+    return marks(get_fields(variant)) | marks(get_besides(), "besides.")
 
 
 def get_config(variant: str = "deepscaler") -> ml_collections.ConfigDict:

@@ -5,11 +5,12 @@ r"""What a recipe is and would take, before anything is downloaded.
         [--topology=v5e:4x4]
 
 Prints every field of the resolved configuration, marked as the paper's, as ours, or as
-changed on this command line; then memory over all devices and time per step by the
-leading terms of shapes and counts. These are estimates, of sequences that all reach
-their longest: the time assumes 40 % of the device's peak for matrix products, and for
-decoding its memory bandwidth. With --topology, the recipe's update and rollout are also
-compiled for that slice, as `experiments.aot_check` does (minutes; needs libtpu).
+changed on this command line, and what its paper gives besides; then memory over all
+devices and time per step by the leading terms of shapes and counts. These are
+estimates, of sequences that all reach their longest: the time assumes 40 % of the
+device's peak for matrix products, and for decoding its memory bandwidth. With
+--topology, the recipe's update and rollout are also compiled for that slice, as
+`experiments.aot_check` does (minutes; needs libtpu).
 """
 
 import importlib.util
@@ -91,9 +92,14 @@ def recipe_marks(file: str) -> dict[str, Mark]:
 
 
 def describe(config: ml_collections.ConfigDict, known: dict[str, Mark]) -> list[str]:
-    """One line a field: name, value, who chose it, and where or why."""
+    """One line a field: name, value, who chose it, and where or why.
+
+    What is marked and no field of the configuration (`besides`) follows the fields.
+    """
     rows = []
-    for name, value in _leaves(config.to_dict()):
+    fields = dict(_leaves(config.to_dict()))
+    besides = {n: mark[0] for n, mark in known.items() if n.startswith("besides.")}
+    for name, value in (fields | besides).items():
         mark = known.get(name)
         if mark is None:
             rows.append((name, repr(value), "", ""))

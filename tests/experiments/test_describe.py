@@ -3,11 +3,13 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from configs import marks as marks_module
 from configs import optimizer_ablation, p1_opd, p1_vl_opd, p2
+from experiments import evaluate
 from experiments.ablation.arms import check_settings, read_arms
 from experiments.aot.programs import make_programs
 from experiments.describe import describe, estimate, recipe_marks
@@ -37,6 +39,8 @@ def test_every_field_is_marked_and_described(module, variant):
     fields, config = of(module, variant)
     known = marks_module.marks(fields)
     file = f"{module.__file__}:{variant}" if variant else module.__file__
+    if hasattr(module, "get_besides"):
+        known |= marks_module.marks(module.get_besides(), "besides.")
     assert recipe_marks(file) == known
     lines = describe(config, known)
     assert len(lines) == len(known)
@@ -70,6 +74,26 @@ def test_the_papers_numbers():
     assert {c.optimizers.adamw.options.weight_decay for c in (sft, opd, rlvr)} == {0.1}
     for config, sequences in ((opd, 64), (rlvr, 512)):
         assert config.prompts_per_step * config.samples_per_prompt == sequences
+
+
+def test_the_evaluation_of_p1_is_what_evaluate_does(monkeypatch):
+    besides = p1_opd.get_besides()
+    assert {name: mark.value for name, mark in besides["gpus"].items()} == {
+        "actor": 4,
+        "teacher": 2,
+    }
+    defaults = {}
+
+    def define(name, default, *_, **__):
+        defaults[name] = default
+
+    kinds = ("string", "integer", "float", "enum")
+    recorder = SimpleNamespace(**{f"DEFINE_{kind}": define for kind in kinds})
+    monkeypatch.setattr(evaluate, "flags", recorder)
+    evaluate.define_flags()
+    told = {name: mark.value for name, mark in besides["evaluate"].items()}
+    assert told["max_new_tokens"] == 15_360
+    assert {name: defaults[name] for name in told} == told
 
 
 def test_the_ablation_takes_p1s_recipe():

@@ -271,6 +271,26 @@ def test_a_named_suite_goes_through_template_and_mathematics(tmp_path, capsys):
     assert page.count("<details data-labels") == 8
 
 
+def test_a_thought_that_the_template_opens_must_be_finished(tmp_path):
+    pytest.importorskip("math_verify", reason="needs the data extra")
+    model, data = tmp_path / "model", tmp_path / "aime.jsonl"
+    model.mkdir()
+    tokenizer = bpe_checkpoint(model)
+    tokenizer.chat_template += "<think>\n"
+    tokenizer.save_pretrained(model)
+    data.write_text("".join(json.dumps(row) + "\n" for row in AIME))
+    evaluated(
+        tmp_path / "run",
+        checkpoint=str(model),
+        suite=f"aime24={data}",
+        samples=1,
+        max_new_tokens=8,
+    )
+    rows = lines(tmp_path / "run" / "checkpoint" / "aime24.jsonl")
+    reasons = [row["reason"] for row in rows]
+    assert reasons == ["thinking was not finished"] * len(AIME)
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
