@@ -2,7 +2,7 @@
 
 import ml_collections
 
-from configs import optimizer_ablation
+from configs import optimizer_ablation, p2
 
 OTHERS = (
     "optimizers",
@@ -71,8 +71,11 @@ def deep(config: ml_collections.ConfigDict) -> None:
 def midsize(config: ml_collections.ConfigDict) -> None:
     """The world of 104 million parameters, for one GPU; ours, and not run yet.
 
-    Rates are P2's: 1e-5 for SFT, 1e-6 for the others. Masters and moments are float32,
-    the models compute in bfloat16, and what is compared is stored in bfloat16.
+    Rates are P2's: 1e-5 for SFT, 1e-6 for the others. Masters and moments are float32
+    and the models compute in bfloat16. The bfloat16 storage is that of checkpoints: the
+    masters' update is compared as it is (`master`) and as two bfloat16 checkpoints of
+    them would show it (`stored`). Weights that are bfloat16 between updates are another
+    arm, `stored` of `experiments.precision`.
     """
     config.world = "midsize"
     config.num_steps = 300
@@ -94,12 +97,14 @@ def midsize(config: ml_collections.ConfigDict) -> None:
 def paper(config: ml_collections.ConfigDict) -> None:
     """P2's OPD settings (arXiv 2606.07082, appendix C), by the names of its models.
 
-    They are those of every arm but for its rate; P2's SFT and RLVR differ, see
-    configs/p2.py. SFT's responses here are the set's answers, not P2's traces. The SFT
-    anchor is not public: `training_regimes` would make it first, from the base.
-    Prompts: DAPO-Math-17k, as JSON lines. P2 does not give the longest response (ours:
-    8,192 tokens) or the seeds. Its OPD batch of 64 is read as sequences, 8 prompts of 8
-    samples, as in configs/p2.py.
+    They are those of every arm but for its rate. P2's SFT and RLVR differ in batch,
+    steps, schedule, optimizer and data: what theirs are, from configs/p2.py, is noted
+    in the arm's `published`, which the study records and does not read; the runs of one
+    study share batch, steps and optimizer. SFT's responses here are the set's answers,
+    not P2's traces. The SFT anchor is not public: `training_regimes` would make it
+    first, from the base. Prompts: DAPO-Math-17k, as JSON lines. P2 does not give the
+    longest response (ours: 8,192 tokens) or the seeds. Its OPD batch of 64 is read as
+    sequences, 8 prompts of 8 samples, as in configs/p2.py.
     """
     config.base = "Qwen/Qwen3-8B-Base"
     config.student = "qwen3-8b-sft-anchor"
@@ -120,3 +125,25 @@ def paper(config: ml_collections.ConfigDict) -> None:
     config.compute_dtype = "bfloat16"
     config.optimizer.options.weight_decay = 0.1
     config.snapshot_shares = (63 / 299, 127 / 299, 191 / 299, 255 / 299)
+    for name, arm in config.get("arms", {}).items():
+        if name in ("sft", "rlvr"):
+            arm.published = _published(name)
+
+
+def _published(regime: str) -> dict[str, object]:
+    """Where P2's SFT or RLVR differs from its OPD."""
+    theirs, opd = p2.get_config(regime), p2.get_config("opd")
+    options, shared = (x.optimizers.adamw.options for x in (theirs, opd))
+    fields = ("schedule", "final_learning_rate", "warmup_steps", "num_steps", "prompts")
+    found = {
+        name: theirs[name]
+        for name in fields
+        if name in theirs and theirs[name] != opd.get(name)
+    }
+    found["sequences_per_step"] = (
+        theirs.sequences_per_step
+        if "sequences_per_step" in theirs
+        else theirs.prompts_per_step * theirs.samples_per_prompt
+    )
+    found |= {name: x for name, x in options.items() if x != shared[name]}
+    return found

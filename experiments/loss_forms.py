@@ -6,7 +6,7 @@ over the whole vocabulary (eq. 1), and the k most likely tokens of student or te
 renormalised or with all others as one bucket; and self-distillation (OPSD), in which
 the teacher is the model before training, reading the answer in front of the prompt.
 Measures accuracy, the geometry of the update, and the noise of each form's gradients on
-equally many sampled tokens.
+equally many sampled tokens, beside what a token costs in each form.
 
     python -m experiments.loss_forms --workdir=runs/forms
 
@@ -23,6 +23,7 @@ from experiments.common.outcome import Outcome
 from experiments.studies.arms import train_arms
 from experiments.studies.begin import begin
 from experiments.studies.beside import beside_table
+from experiments.studies.costs import cost_table, measure_costs
 from experiments.studies.launch import launch
 from experiments.studies.measured import Measured, measure_runs
 from experiments.studies.moments import (
@@ -76,6 +77,12 @@ def _conclude(
     """Measures the runs and writes all results; in process 0 alone."""
     arms = {name: measure_runs(study, anchor, runs) for name, runs in outcomes.items()}
     styles = plots.assign_styles(list(arms))
+    noise = moments_section("Noise of the gradients", moments, "the whole reverse KL")
+    costs: dict[str, float] = {}
+    if moments:
+        kinds = {name: arm.kind for name, arm in study.config.arms.items()}
+        costs = measure_costs(study, kinds)
+        noise["Noise at equal cost"] = [cost_table(moments, costs, WHOLE)]
     return write_results(
         study,
         arms,
@@ -84,13 +91,11 @@ def _conclude(
         "The same teacher, sequences and rate: does it matter which form the loss of "
         "on-policy distillation has?",
         {
-            **moments_section(
-                "Noise of the gradients", moments, "the whole reverse KL"
-            ),
+            **noise,
             "Geometry, with the papers' numbers": [beside_table(arms)],
             "Trajectories": [trajectory_plot(arms, styles)],
         },
-        {"moments": moments},
+        {"moments": moments, "flops_per_token": costs},
     )
 
 

@@ -1,6 +1,7 @@
 """Geometry of a study's runs, seed by seed, through the analysis of checkpoints."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,21 +9,29 @@ import numpy as np
 from experiments.common.arm_geometry import CONVERT, mean_of
 from experiments.common.outcome import Outcome, late
 from experiments.studies.study import Study
-from geomjax.analysis import default_metrics, measure, summarize
+from geomjax.analysis import Metric, default_metrics, measure, summarize
 from geomjax.analysis.trajectory import average, trajectory
 from geomjax.checkpoints import DictSource, SafetensorsSource
 from geomjax.models import hf
 from geomjax.typing import Params
 from geomjax.update import Delta
 
-MASK_RANK, MASK_DENSITY = 2, 0.3
-"""P2's own masks: rank 64 of width 4,096 (here of 128), and its Figure 3's density."""
+MASK_DENSITY = 0.3
+"""Density of P2's own masks, of its Figure 3."""
 
-STUDY_METRICS = tuple(
-    metric
-    for metric in default_metrics(mask_rank=MASK_RANK, mask_density=MASK_DENSITY)
-    if metric.name != "rotation"  # In the tables of neither paper.
-)
+
+@cache
+def study_metrics(width: int) -> tuple[Metric, ...]:
+    """What is measured of a model's update.
+
+    Args:
+      width: Of its residual stream. P2's masks are of rank 64 at width 4,096: here of
+        one in 64 too.
+    """
+    metrics = default_metrics(mask_rank=max(1, width // 64), mask_density=MASK_DENSITY)
+    # In the tables of neither paper.
+    return tuple(metric for metric in metrics if metric.name != "rotation")
+
 
 GROUP_COLUMNS = ("relative_frobenius", "energy_share", "bf16_unchanged_fraction")
 """What results.json holds of each module group (P1, Table 3)."""
@@ -129,6 +138,7 @@ def measure_runs(
       first_step: Step of the schedule at which they start.
     """
     config = study.world.student.model.config
+    metrics = study_metrics(config.text.hidden_size)
     source = {
         kind: DictSource(dict(hf.to_hf(origin, config, convert)))
         for kind, convert in CONVERT.items()
@@ -139,8 +149,8 @@ def measure_runs(
         params = run.params(config)
         for kind, convert in CONVERT.items():
             tuned = DictSource(dict(hf.to_hf(params, config, convert)))
-            rows = measure(source[kind], tuned, delta=kind, metrics=STUDY_METRICS)
-            summaries[kind].append(summarize(rows, STUDY_METRICS))
+            rows = measure(source[kind], tuned, delta=kind, metrics=metrics)
+            summaries[kind].append(summarize(rows, metrics))
         steps = kept_steps(study, run)
         paths.append(_path(source["master"], study, run, steps))
     progress = tuple(step / study.config.num_steps for step in steps)

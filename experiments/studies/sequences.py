@@ -27,10 +27,14 @@ from geomjax.typing import Params, PRNGKey
 
 
 class Drawn(NamedTuple):
-    """Sequences of one step and the reward of each."""
+    """Sequences of one step, the reward of each, and which rewards are known.
+
+    `known` is None where all are.
+    """
 
     rollout: Rollout
     rewards: jax.Array
+    known: jax.Array | None = None
 
 
 class Sequences:
@@ -94,10 +98,10 @@ class Sequences:
             else:
                 rollout = self._student(params, prompts, key)
             index = batch_index(step, seed=seed, batch_size=count, size=size)
-            rewards = self._rewards(rollout, index)
+            rewards, known = self._rewards(rollout, index)
             if privileged:
                 rollout = self._join(rollout, self._privileged_batch(index))
-            return Drawn(rollout, rewards)
+            return Drawn(rollout, rewards, known)
 
         return drawn
 
@@ -134,23 +138,36 @@ class Sequences:
             )
         )
 
-    def _rewards(self, rollout: Rollout, index: np.ndarray) -> jax.Array:
-        """Rewards of a rollout, of tokens on the device or of texts in process 0."""
+    def _rewards(
+        self, rollout: Rollout, index: np.ndarray
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Rewards of a rollout, of tokens on the device or of texts in process 0.
+
+        Beside them which are known: a text's may not be, a token's always is (None).
+        """
         rows = np.repeat(index, self._world.sampling.samples_per_prompt)
         if self._padded is not None:
-            return self._match(rollout.tokens, self._lie.put(self._padded[rows]))
+            return self._match(rollout.tokens, self._lie.put(self._padded[rows])), None
         completions = hosts.fetch(rollout.tokens)[:, self._world.prompt_length :]
         # One process judges: another's clock might judge otherwise.
         scores = hosts.on_main(lambda: self._scores(completions, rows))
-        return self._lie.put(np.array(scores, np.float32))
+        known = np.array([score is not None for score in scores])
+        rewards = np.array([score or 0.0 for score in scores], np.float32)
+        return self._lie.put(rewards), self._lie.put(known)
 
-    def _scores(self, completions: np.ndarray, rows: np.ndarray) -> list[float]:
+    def _scores(self, completions: np.ndarray, rows: np.ndarray) -> list[float | None]:
+        """One a text; None where the reward says nothing of it.
+
+        A completion that was cut off scores 0, whatever it is judged to be.
+        """
         stops = self._world.sampling.stop_tokens
         texts = decode_completions(completions, self._world.tokenizer, stops)
         examples = [self._world.train.examples[i] for i in rows]
         judged = self._judge(examples, [text.text for text in texts])
         return [
-            judgement.score if text.stopped and judgement.status not in SILENT else 0.0
+            (None if judgement.status in SILENT else judgement.score)
+            if text.stopped
+            else 0.0
             for text, judgement in zip(texts, judged, strict=True)
         ]
 

@@ -329,10 +329,10 @@ class Study:
         source = self._source(run)
         index = hosts.put(np.uint32(step), self._whole)
         draw_key, token_key = (jax.random.fold_in(k, index) for k in source.keys)
-        rollout, rewards = source.draw(params, step, draw_key)
+        rollout, rewards, known = source.draw(params, step, draw_key)
         if run.kind in IMITATED:
             return rollout, ()
-        return rollout, PolicyExtras(rewards, source.controls, token_key)
+        return rollout, PolicyExtras(rewards, source.controls, token_key, known)
 
     def _source(self, run: Run) -> "_Source":
         """What a run draws from, made once: in a step nothing may move unasked."""

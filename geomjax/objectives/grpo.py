@@ -13,14 +13,19 @@ class GroupAdvantages(NamedTuple):
 
     Attributes:
       advantages: `[B]` float32; 0 in groups without contrast.
-      contrast: `[B]` bool, whether the rewards of the row's group differ.
+      contrast: `[B]` bool, whether the rewards of the row's group differ; False for a
+        row whose reward is unknown.
     """
 
     advantages: Float[Array, " B"]
     contrast: Bool[Array, " B"]
 
 
-def group_advantages(rewards: Float[Array, " B"], group_size: int) -> GroupAdvantages:
+def group_advantages(
+    rewards: Float[Array, " B"],
+    group_size: int,
+    known: Bool[Array, " B"] | None = None,
+) -> GroupAdvantages:
     """Rewards normalised within their group, P1 eq. (7).
 
     `A_i = (r_i - mean(r)) / (std(r) + 1e-6)` over the n completions of one prompt, with
@@ -32,6 +37,9 @@ def group_advantages(rewards: Float[Array, " B"], group_size: int) -> GroupAdvan
     Args:
       rewards: Rewards, the n rows of a prompt adjacent.
       group_size: n, completions of a prompt.
+      known: Rows whose reward says something; None for all. The others are in no mean
+        and no deviation, and have neither advantage nor contrast; a group of fewer than
+        two known rows has none.
 
     Returns:
       Advantages and contrast.
@@ -53,6 +61,18 @@ def group_advantages(rewards: Float[Array, " B"], group_size: int) -> GroupAdvan
     mean = groups.mean(axis=1, keepdims=True)
     deviation = jnp.std(groups, axis=1, ddof=1, keepdims=True)
     contrast = (groups != groups[:, :1]).any(axis=1, keepdims=True)
+    if known is not None:
+        there = known.reshape(groups.shape)
+        # Whole groups keep the mean and deviation of above, to the last bit.
+        whole = there.all(axis=1, keepdims=True)
+        count = there.sum(axis=1, keepdims=True).astype(groups.dtype)
+        of_known = jnp.where(there, groups, 0.0).sum(axis=1, keepdims=True)
+        mean = jnp.where(whole, mean, of_known / jnp.maximum(count, 1.0))
+        square = jnp.where(there, (groups - mean) ** 2, 0.0).sum(axis=1, keepdims=True)
+        of_known = jnp.sqrt(square / jnp.maximum(count - 1.0, 1.0))
+        deviation = jnp.where(whole, deviation, of_known)
+        least = jnp.where(there, groups, jnp.inf).min(axis=1, keepdims=True)
+        contrast = there & (there & (groups != least)).any(axis=1, keepdims=True)
     advantages = jnp.where(contrast, (groups - mean) / (deviation + _EPSILON), 0.0)
     return GroupAdvantages(
         advantages.reshape(-1), jnp.broadcast_to(contrast, groups.shape).reshape(-1)

@@ -115,11 +115,14 @@ class PolicyExtras(NamedTuple):
       rewards: `[B]` float32, of each completion; zeros where alpha is 1.
       controls: `Controls`.
       key: Random key of the choice of tokens.
+      known: `[B]` bool, the completions whose reward says something of them, see
+        `geomjax.rewards.contract.SILENT`; None for all.
     """
 
     rewards: Float[Array, " B"]
     controls: Controls
     key: PRNGKey
+    known: Bool[Array, " B"] | None = None
 
 
 def policy_signal(
@@ -135,8 +138,9 @@ def policy_signal(
     `r_t = log pi(a_t) - log pi_T(a_t)`, thinned out to `keep` of the tokens of each
     completion and rescaled, and the group-normalised `A_RLVR`. A group without contrast
     has no reward signal: at alpha 0 its tokens get no weight, otherwise they keep their
-    distillation signal. The advantages are taken once, before the first update, as in
-    verl.
+    distillation signal. So it is with a completion whose reward is not known, which is
+    left out of its group as well. The advantages are taken once, before the first
+    update, as in verl.
 
     Args:
       student: The model that is trained.
@@ -146,8 +150,9 @@ def policy_signal(
         else the student scores the tokens first.
 
     Returns:
-      The function. Metrics: `reward`, `groups_without_contrast` (a share) and, with a
-      teacher, `gap`, the mean of r_t over the completion tokens.
+      The function. Metrics: `reward`, `groups_without_contrast` (a share), with a
+      teacher `gap`, the mean of r_t over the completion tokens, and where rewards may
+      be unknown `silent_rewards`, how many are.
     """
     last, temperature = sampling.max_new_tokens, sampling.temperature
 
@@ -158,14 +163,16 @@ def policy_signal(
         return token_log_probs(model, params, hidden, targets, temperature=temperature)
 
     def prepare(params: Params, context: Params, drawn: Rollout, extras: PolicyExtras):
-        rewards, controls, key = extras
+        rewards, controls, key, known = extras
         alpha, keep = (jnp.asarray(x, jnp.float32) for x in controls[:2])
-        group = group_advantages(rewards, sampling.samples_per_prompt)
+        group = group_advantages(rewards, sampling.samples_per_prompt, known)
         completion = drawn.completion[:, -last:]
         metrics = {
             "reward": rewards.mean(),
             "groups_without_contrast": 1 - group.contrast.astype(jnp.float32).mean(),
         }
+        if known is not None:
+            metrics |= _of_known(rewards, known, group.contrast, sampling)
         if teacher is None:
             advantages = jnp.where(completion, group.advantages[:, None], 0.0)
             return Signal(
@@ -186,6 +193,24 @@ def policy_signal(
         return Signal(drawn.completion & useful[:, None], advantages, metrics)
 
     return prepare
+
+
+def _of_known(
+    rewards: Float[Array, " B"],
+    known: Bool[Array, " B"],
+    contrast: Bool[Array, " B"],
+    sampling: Sampling,
+) -> Metrics:
+    """The metrics of rewards of which some may be unknown."""
+    groups = contrast.reshape(-1, sampling.samples_per_prompt).any(axis=1)
+    total = jnp.where(known, rewards, 0.0).sum()
+    count = known.sum(dtype=jnp.float32)
+    mean = total / jnp.maximum(count, 1.0)
+    return {
+        "reward": jnp.where(known.all(), rewards.mean(), mean),
+        "groups_without_contrast": 1 - groups.astype(jnp.float32).mean(),
+        "silent_rewards": (~known).sum(dtype=jnp.float32),
+    }
 
 
 def make_learn(

@@ -70,7 +70,15 @@ def test_smoke(smoke, tmp_path):
     for ours, theirs in zip(sampled, whole, strict=True):
         assert ours["tokens"] == theirs["tokens"]
         assert min(ours["noise_to_signal"], theirs["noise_to_signal"]) > 0
-    assert "The sampled token's gradient" in (workdir / "report.md").read_text()
+    text = (workdir / "report.md").read_text()
+    assert "The sampled token's gradient" in text
+    assert "Noise at equal cost" in text
+    costs = record["flops_per_token"]
+    assert set(costs) == set(record["arms"])
+    # Both teachers score all tokens; of 16 entries or one, the model's share decides.
+    assert costs["sampled_token"] == pytest.approx(costs["reverse_kl"], rel=0.2)
+    # Its teacher reads the answer as well, in a view of its own.
+    assert costs["opsd"] > costs["reverse_kl"]
     # The finished runs once more, without second moments.
     shutil.copytree(workdir / "arms", tmp_path / "run" / "arms")
     workdir = tmp_path / "run"
@@ -78,7 +86,7 @@ def test_smoke(smoke, tmp_path):
     config.moment_matrices = ()
     again = loss_forms.run(config, workdir)
     assert again["claims"] == record["claims"][1:]
-    assert again["moments"] == {}
+    assert again["moments"] == again["flops_per_token"] == {}
     assert "Noise of the gradients" not in (workdir / "report.md").read_text()
 
 

@@ -1,6 +1,7 @@
 """The controls at their smallest, and the figures of their second moments by hand."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -8,10 +9,12 @@ import pytest
 
 from configs.objective_controls import get_config
 from experiments import objective_controls
+from experiments.studies import sequences as sequences_module
 from experiments.studies.begin import begin
 from experiments.studies.moments import TokenGradients, figures, read_matrices
 from experiments.studies.run import Run
 from geomjax.models import hf
+from geomjax.rewards.contract import Judgement
 from geomjax.train.learn import Controls
 from geomjax.train.log import read_rows
 from geomjax.train.step import mini_batch
@@ -143,3 +146,18 @@ def test_rewards_of_texts_are_those_of_tokens(study, monkeypatch):
     on_host = np.asarray(study.draw(spec, params, 0)[1].rewards)
     np.testing.assert_array_equal(on_device, on_host)
     assert 0 < on_device.mean() < 1
+
+
+def test_a_reward_that_raises_is_unknown_and_no_zero(study, monkeypatch):
+    """A text that was cut off is wrong whatever its reward says."""
+    sequences = study._sequences
+    texts = [SimpleNamespace(text=str(i), stopped=i != 3) for i in range(4)]
+    judged = [
+        Judgement(1.0, ""),
+        Judgement(0.0, "raised", "failed"),
+        Judgement(0.0, "no number", "unparsed reference"),
+        Judgement(0.0, "raised", "failed"),
+    ]
+    monkeypatch.setattr(sequences_module, "decode_completions", lambda *_: texts)
+    monkeypatch.setattr(sequences, "_judge", lambda *_: judged)
+    assert sequences._scores(np.zeros((4, 1)), np.zeros(4, int)) == [1.0, None, None, 0]

@@ -31,7 +31,8 @@ from experiments.loss_forms import claims as form_claims
 from experiments.objective_controls import claims as control_claims
 from experiments.studies import study as study_module
 from experiments.studies.begin import begin
-from experiments.studies.measured import Measured
+from experiments.studies.costs import cost_table
+from experiments.studies.measured import Measured, study_metrics
 from experiments.studies.moments import moments_section
 from experiments.studies.rate import with_rate
 from experiments.studies.report import accuracy_plot, arms_table
@@ -160,6 +161,27 @@ def test_papers_settings_are_those_of_the_recipe(name):
     assert config.get("moment_matrices", ()) == ()
 
 
+@pytest.mark.parametrize("study", [training_regimes, subspace_locking])
+def test_arms_note_where_the_papers_sft_and_rlvr_differ(study):
+    arms = study.get_config("paper").arms
+    assert arms.sft.published.to_dict() == {
+        "prompts": "dolci-think-sft",
+        "sequences_per_step": 256,
+        "num_steps": 5375,
+        "schedule": "cosine",
+        "final_learning_rate": 1e-6,
+        "warmup_steps": 537,
+        "b2": 0.95,
+    }
+    assert arms.rlvr.published.to_dict() == {
+        "sequences_per_step": 512,
+        "num_steps": 1023,
+        "eps": 1e-15,
+    }
+    assert "published" not in arms.opd
+    assert "published" not in study.get_config("tiny").arms.sft
+
+
 @pytest.mark.parametrize("name", STUDIES)
 def test_unknown_variants_are_refused(name):
     with pytest.raises(ValueError, match="variant 'large'; known: tiny, smoke, "):
@@ -286,6 +308,25 @@ def test_noise_of_zero_is_undefined():
     (claim,) = form_claims(arms, moments)
     assert claim.samples == (1.0, None, None)
     assert claim.holds is None
+
+
+def test_noise_at_equal_cost_is_noise_times_cost():
+    moments = {
+        "sampled_token": {"m": [{"noise_to_signal": x} for x in (100.0, 300.0)]},
+        "reverse_kl": {"m": [{"noise_to_signal": x} for x in (10.0, None)]},
+    }
+    costs = {"sampled_token": 3e6, "reverse_kl": 4e6}
+    first, second = cost_table(moments, costs, "reverse_kl").rows
+    assert first[:3] == ["sampled_token", 3.0, 0.75]
+    assert (first[3].mean, first[4].mean) == (200.0, 150.0)
+    assert (second[2], second[3].mean, second[4].mean) == (1.0, 10.0, 10.0)
+
+
+@pytest.mark.parametrize(("width", "rank"), [(32, 1), (128, 2), (256, 4), (4096, 64)])
+def test_the_papers_mask_rank_follows_the_width(width, rank):
+    names = [c.name for metric in study_metrics(width) for c in metric.columns]
+    assert f"principal_coverage_r{rank}_0.30" in names
+    assert study_metrics(width) is study_metrics(width)
 
 
 def test_restarts_are_shown_from_the_step_they_start_at():

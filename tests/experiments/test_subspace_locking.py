@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 from configs.subspace_locking import get_config
 from experiments import subspace_locking
 from experiments.common.outcome import read_outcome
+from experiments.studies import study as study_module
 from experiments.studies.begin import begin
 from geomjax.models import hf
 from geomjax.optim import load_basis
@@ -42,7 +43,7 @@ def test_a_constrained_run_never_leaves_its_subspace(finished, study, arm):
     workdir, record = finished
     assert max(record["outside_subspace"][arm]) < 1e-6
     params = study.world.student.params
-    for seed in (0, 1):
+    for seed in get_config("smoke").seeds:
         folder = workdir / "arms" / arm / f"seed_{seed}"
         plain = workdir / "arms" / arm.rsplit("_", 1)[0] / f"seed_{seed}"
         start = weights(study, plain / "snapshots" / "step_000002")
@@ -95,14 +96,32 @@ def test_the_record_and_the_report(finished):
     assert record["basis_step"] == 2
     assert record["arms"]["opd"]["first_step"] == 0
     assert record["arms"]["opd_own"]["first_step"] == 2
-    # Two of each regime, and two that compare SFT's trajectory with OPD's.
-    assert len(record["claims"]) == 8
+    # Three of each regime, and two that compare SFT's trajectory with OPD's.
+    assert len(record["claims"]) == 11
+    later = [c for c in record["claims"] if c["source"] == subspace_locking.LATER]
+    assert [len(c["samples"]) for c in later] == [1] * len(REGIMES)
     assert record["arms"]["opd"]["trajectories"][0][0][
         "subspace_similarity_16_chance"
     ] == pytest.approx(np.mean([16 / n for n in (128, 128, 128, 128)]))
     text = (workdir / "report.md").read_text()
     assert "ours; P2 has no such run" in text
     assert "Training inside 16 directions" in text
+    assert "recovered, own" in text
+
+
+def test_results_of_finished_runs_are_taken_again_without_training(
+    finished, tmp_path, monkeypatch
+):
+    """As the same command does where results and report were removed."""
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    for name in ("results.json", "report.md", "report.html"):
+        (workdir / name).unlink()
+    monkeypatch.setattr(study_module, "run_loop", lambda *_: pytest.fail("trains"))
+    again = subspace_locking.run(get_config("smoke"), workdir)
+    for part in ("claims", "outside_subspace", "train_s"):
+        assert again[part] == finished[1][part]
+    assert (workdir / "report.html").exists()
 
 
 def test_ranks_above_a_matrix_are_refused(finished, tmp_path):

@@ -1,5 +1,7 @@
 """Group advantages and the clipped policy gradient, by hand and by differences."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,6 +49,28 @@ def test_equal_rewards_whose_mean_rounds_away_have_no_contrast():
     found = group_advantages(jnp.full(3, 0.1), 3)
     np.testing.assert_array_equal(found.advantages, np.zeros(3))
     assert not found.contrast.any()
+
+
+def test_rows_of_unknown_reward_are_in_no_group():
+    # Known: 1, 0, 1 (mean 2/3, deviation 1/sqrt(3)); 0 and 0; 1 alone.
+    rewards = jnp.array([1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0])
+    known = jnp.array([1, 1, 1, 0, 1, 1, 0, 0, 1, 0, 0, 0], bool)
+    found = group_advantages(rewards, 4, known)
+    third = np.array([1, -2, 1, 0]) / np.sqrt(3)
+    np.testing.assert_allclose(found.advantages, [*third, *[0] * 8], rtol=1e-5)
+    np.testing.assert_array_equal(found.contrast, [1, 1, 1, *[0] * 9])
+    # As zeros they were negative advantages, and made the others' larger.
+    assert group_advantages(rewards, 4).advantages[3] < 0
+
+
+def test_where_all_rewards_are_known_nothing_is_another_number():
+    rewards = jax.random.normal(jax.random.key(0), (30,))
+    plain, known = (
+        jax.jit(partial(group_advantages, group_size=3))(rewards, known=mask)
+        for mask in (None, jnp.ones(30, bool))
+    )
+    for ours, theirs in zip(known, plain, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,24 @@ def test_the_signal_of_a_reward_alone_leaves_groups_without_contrast_out(drawn):
     assert signal.metrics["groups_without_contrast"] == 0.5
 
 
+def test_completions_of_unknown_reward_are_left_out_and_counted(drawn):
+    """Here the third of four, whose group then has no contrast."""
+    known = jnp.array([True, True, False, True])
+    given = extras([1, 0, 0, 1], alpha=0.0)._replace(known=known)
+    signal = policy_signal(MODEL, None, SAMPLING)(chain_params(0, 9), {}, drawn, given)
+    half = np.sqrt(0.5)
+    expected = np.array([half, -half, 0, 0])[:, None] * np.asarray(
+        drawn.completion[:, 3:]
+    )
+    np.testing.assert_allclose(signal.advantages, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(
+        signal.targets, drawn.completion & np.array([[1], [1], [0], [0]], bool)
+    )
+    assert signal.metrics["silent_rewards"] == 1
+    assert signal.metrics["reward"] == pytest.approx(2 / 3)
+    assert signal.metrics["groups_without_contrast"] == 0.5
+
+
 def test_the_mixture_keeps_the_distillation_of_groups_without_contrast(drawn):
     student, teacher = chain_params(0, 9), chain_params(1, 9)
     signal = policy_signal(MODEL, MODEL, SAMPLING)(
