@@ -23,6 +23,7 @@ from experiments.subnetwork import check, located
 from geomjax.data.batches import PromptBatch
 from geomjax.models.config import DecoderConfig
 from geomjax.models.load import Loaded, make_decoder
+from geomjax.optim import random_basis
 from geomjax.train.learn import Controls, PolicyExtras
 from geomjax.train.step import init_state
 
@@ -209,16 +210,23 @@ def array(dtype: Any, *shape: int) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "masked"),
-    [("responses", False), ("distill", False), ("reward", False), ("distill", True)],
+    ("kind", "held"),
+    [
+        ("responses", ""),
+        ("distill", ""),
+        ("reward", ""),
+        ("distill", "masked"),
+        ("distill", "constrained"),
+    ],
 )
-def test_a_step_of_the_midsize_world_compiles_without_its_weights(
-    midsize, kind, masked
-):
+def test_a_step_of_the_midsize_world_compiles_without_its_weights(midsize, kind, held):
     config, world = midsize.config, midsize.world
     shapes = world.student.params
-    mask = None
-    if masked:
+    mask = basis = None
+    rank = subspace_locking.get_config("midsize").rank
+    if held == "constrained":
+        basis = random_basis(jax.random.key(0), shapes, rank, midsize.roles)
+    if held == "masked":
         # Its values are part of the program; broadcast, they take no memory here.
         mask = jax.tree.map(lambda x: np.broadcast_to(np.bool_(1), x.shape), shapes)
     prompts = config.prompts_per_step
@@ -230,7 +238,7 @@ def test_a_step_of_the_midsize_world_compiles_without_its_weights(
     rollout = jax.eval_shape(draw, shapes, batch, key)
     assert rollout.tokens.shape == (rows, world.prompt_length + config.max_new_tokens)
     run = Run("arm", kind, 1e-6, 0)
-    start = Start(shapes, mask=mask)
+    start = Start(shapes, mask=mask, basis=basis)
     tx = midsize._transform(run, start)
     state = jax.eval_shape(lambda params: init_state(params, tx), shapes)
     extras: Any = ()
@@ -242,9 +250,11 @@ def test_a_step_of_the_midsize_world_compiles_without_its_weights(
     learn = midsize._program(run, tx, start)
     compiled = learn.lower(state, context, rollout, extras).compile()
     memory = compiled.memory_analysis()
-    # Masters and both moments in float32, and the teacher; the mask in bytes.
+    # Masters and both moments in float32, and the teacher; the mask in bytes, the
+    # basis in float32.
     weights = size(world.student.model) * 4
-    expected = (3 if kind != "distill" else 4) * weights + masked * weights // 4
+    expected = (3 if kind != "distill" else 4) * weights
+    expected += sum(leaf.nbytes for leaf in jax.tree.leaves((mask, basis)))
     assert memory.argument_size_in_bytes == pytest.approx(expected, rel=0.01)
 
 
