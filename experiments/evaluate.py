@@ -9,9 +9,9 @@ local file in their schema), the tiny world's test split, and files of {prompt, 
 `experiments.evaluation.suites` says how each is named. OUT gets `report.html` with its
 generations, `results.json`, and all generations as JSON lines; a run that was killed
 continues when it is started again, and ends with the same bytes. Several processes
-divide the blocks of generations, each with the whole model on its first device or on a
-`--mesh` of its own, and process 0 writes the report; a suite has about problems x samples
-/ (8 x rows) blocks.
+divide the blocks of generations, each with the whole model on its first device or a
+`--mesh` of its own, and process 0 writes the report; a suite has about
+problems x samples / (8 x rows) blocks.
 
 Defaults: 16 samples (P1, arXiv 2606.13657, reports mean@16), at most 15,360 tokens (its
 Table 5), temperature 0.7 and top-p 0.95. P1 gives neither of the last two: they are the

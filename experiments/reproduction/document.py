@@ -25,9 +25,9 @@ LEAD = (
     "and are not at hand; the bundled world has a width of 128 and a task of its own, "
     "and the others (136 tokens; width 256; drawn shapes) are hardly larger, so "
     "numbers cannot agree, and what is compared is orders and signs. Studies differ in "
-    "their number of updates: see their commands. Every claim was written down with its "
-    "statistic and threshold before a run, unless it says that it was added; one that "
-    "does not hold is a finding."
+    "their number of updates: see their commands. Every claim was written down with "
+    "its statistic and threshold before a run, unless it says that it was added; one "
+    "that does not hold is a finding."
 )
 UNIT_NOTE = (
     "Papers' rows are their single runs; ours are means over three seeds. Stored: "
