@@ -17,8 +17,9 @@ def measure_costs(study: Study, kinds: Mapping[str, str]) -> dict[str, float]:
 
     Those of the matrix products of scoring, loss and gradient, counted in the traced
     program: student forward and backward, teacher forward, and what the form adds. The
-    draw, which is the same for all forms, and the optimizer are left out. Nothing is
-    compiled or trained. In process 0 alone, as the report is.
+    draw, which is the same for all forms, and the optimizer are left out. A rollout is
+    drawn for its shapes; nothing is trained, and no gradient is compiled. In process 0
+    alone, as the report is.
 
     Args:
       study: Where the arms run.

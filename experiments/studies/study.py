@@ -266,11 +266,7 @@ class Study:
         return stored_bfloat16(run.stored, tx, seed=run.seed)
 
     def _program(
-        self,
-        run: Run,
-        tx: Any,
-        start: Start,
-        layout: TrainState | None = None,
+        self, run: Run, tx: Any, start: Start, layout: TrainState | None
     ) -> Step:
         imitates = run.kind in IMITATED
         masked = "masked" if start.mask is not None else ""

@@ -9,10 +9,11 @@ from vl_folders import save_geometry3k, save_vl
 from experiments.common import workdir as workdirs
 
 
-def test_geometry3k_is_evaluated_with_its_images(tmp_path, capsys):
-    model = save_vl(tmp_path / "model", 0)
-    data = save_geometry3k(tmp_path / "test.parquet", 5)
-    changes = {
+def geometry3k(folder, problems, **fields):
+    """Flags of an evaluation of a random model on drawn problems."""
+    model = save_vl(folder / "model", 0, **fields)
+    data = save_geometry3k(folder / "test.parquet", problems)
+    return {
         "checkpoint": str(model),
         "suite": f"geo3k={data}",
         "samples": 2,
@@ -20,6 +21,10 @@ def test_geometry3k_is_evaluated_with_its_images(tmp_path, capsys):
         "rows": 8,
         "limit": 0,
     }
+
+
+def test_geometry3k_is_evaluated_with_its_images(tmp_path, capsys):
+    changes = geometry3k(tmp_path, 5)
     record = evaluated(tmp_path / "run", **changes)
     found = record["suites"]["geo3k"]["checkpoint"]
     assert sum(found["statuses"].values()) == 10
@@ -34,7 +39,7 @@ def test_geometry3k_is_evaluated_with_its_images(tmp_path, capsys):
     assert len({row["completion"] for row in rows}) > 1
 
     # Other figures are other problems.
-    save_geometry3k(data, 4)
+    save_geometry3k(tmp_path / "test.parquet", 4)
     folder = tmp_path / "run" / "checkpoint"
     shutil.rmtree(tmp_path / "again", ignore_errors=True)
     shutil.copytree(folder, tmp_path / "again" / "checkpoint")
@@ -65,16 +70,7 @@ def test_a_mesh_gives_the_generations_of_one_device(tmp_path):
 
 
 def test_images_on_a_mesh_give_the_generations_of_one_device(tmp_path):
-    model = save_vl(tmp_path / "model", 0, kv_heads=2)
-    data = save_geometry3k(tmp_path / "test.parquet", 6)
-    settings = {
-        "checkpoint": str(model),
-        "suite": f"geo3k={data}",
-        "samples": 2,
-        "max_new_tokens": 4,
-        "rows": 8,
-        "limit": 0,
-    }
+    settings = geometry3k(tmp_path, 6, kv_heads=2)
     evaluated(tmp_path / "one", **settings)
     evaluated(tmp_path / "mesh", **settings, mesh="data=2,fsdp=2,tensor=2")
     name = "checkpoint/geo3k.jsonl"

@@ -115,7 +115,7 @@ def test_a_step_of_every_kind_compiles(tiny, tmp_path):
             run = Run("arm", kind, 1e-6, 0)
             start = Start(study.world.student.params)
             tx = study._transform(run, start)
-            step = study._program(run, tx, start)
+            step = study._program(run, tx, start, None)
             program = step.lower(*arguments(study, config, run, tx)).compile()
             memory = program.memory_analysis()
             assert memory.argument_size_in_bytes > 2**30

@@ -247,7 +247,7 @@ def test_a_step_of_the_midsize_world_compiles_without_its_weights(midsize, kind,
         controls = Controls(number, number, flag)
         extras = PolicyExtras(array(jnp.float32, rows), controls, key)
     context = shapes if kind == "distill" else {}
-    learn = midsize._program(run, tx, start)
+    learn = midsize._program(run, tx, start, None)
     compiled = learn.lower(state, context, rollout, extras).compile()
     memory = compiled.memory_analysis()
     # Masters and both moments in float32, and the teacher; the mask in bytes, the
