@@ -5,16 +5,18 @@ process of its own in a folder of `--workdir`, and writes `REPRODUCTION.md`: eve
 and figure of both papers, ours beside theirs, every claim with its verdict, and what is
 not reproduced and why.
 
-    python -m experiments.reproduce --workdir=runs/reproduction
+    python -m experiments.reproduce --workdir=runs/reproduction --jobs=2
     python -m experiments.reproduce --workdir=runs/smoke --smoke
 
 Started again it goes on: finished studies are kept, one that was interrupted continues.
-`--only=NAME,NAME` runs some of them. The document is written after each study, of all
-that have finished.
+`--only=NAME,NAME` runs some of them, `--jobs=N` N at once: one for each core is fastest
+on a CPU, as the tiny world's programs hardly use two. The document is written after
+each study, of all that have finished.
 """
 
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,11 +27,12 @@ from experiments.common import cli
 from experiments.common import workdir as workdirs
 from experiments.reproduction.document import Status, write_document
 from experiments.reproduction.plan import ENTRIES, Entry, select
-from experiments.reproduction.process import Ended, run_process
+from experiments.reproduction.process import Command, Ended, run_processes
 from experiments.reproduction.results import Results, read_results
 from geomjax.train.errors import Preempted
 
-TIMES = "times.json"
+TIMES, TOTAL = "times.json", "total"
+UNKNOWN = (None, None)
 LOGS = "logs"
 
 
@@ -38,6 +41,7 @@ def define_flags() -> None:
     names = ", ".join(entry.name for entry in ENTRIES)
     flags.DEFINE_string("workdir", "runs/reproduction", "Folder of studies, document.")
     flags.DEFINE_bool("smoke", False, "Run every study at its smallest.")
+    flags.DEFINE_integer("jobs", 1, "Studies that run at once.", lower_bound=1)
     flags.DEFINE_list("only", [], f"Studies to run, of {names}; all if empty.")
 
 
@@ -48,7 +52,13 @@ def main() -> None:
     if values.compilation_cache is not None:
         extra.append(f"--compilation_cache={values.compilation_cache}")
     with workdirs.locked(workdir):
-        path = run(workdir, select(values.only), smoke=values.smoke, extra=extra)
+        path = run(
+            workdir,
+            select(values.only),
+            smoke=values.smoke,
+            jobs=values.jobs,
+            extra=extra,
+        )
     print(f"document: {path}")
 
 
@@ -57,6 +67,7 @@ def run(
     entries: Sequence[Entry],
     *,
     smoke: bool = False,
+    jobs: int = 1,
     extra: Sequence[str] = (),
 ) -> Path:
     """Runs what has not finished, and writes the document.
@@ -65,6 +76,7 @@ def run(
       workdir: Folder of the lot.
       entries: Which studies to run; the document shows all that have finished.
       smoke: Whether each is run at its smallest.
+      jobs: How many run at once.
       extra: Further flags of every study.
 
     Returns:
@@ -77,40 +89,101 @@ def run(
     """
     for entry in ENTRIES:
         entry.check(workdir, smoke=smoke)
-    workdir.mkdir(parents=True, exist_ok=True)
-    failed: dict[str, Ended] = {}
-    path = _write(workdir, failed, smoke=smoke)
+    (workdir / LOGS).mkdir(parents=True, exist_ok=True)
     missing = [entry for entry in entries if not entry.finished(workdir)]
-    interval = 0.5 if sys.stderr.isatty() else 60
-    with tqdm(total=len(missing), unit="study", mininterval=interval) as bar:
-        for entry in missing:
-            ended = _run_study(entry, workdir, bar, smoke=smoke, extra=extra)
-            if ended.status == cli.PREEMPTED_STATUS:
-                raise Preempted(f"{entry.name} was told to end; start the same again")
-            if ended.status or not entry.finished(workdir):
-                failed[entry.name] = ended
-            path = _write(workdir, failed, smoke=smoke)
-            bar.update()
-    if failed:
+    commands = [
+        Command(
+            entry.name,
+            [*entry.arguments(workdir, smoke=smoke), *extra],
+            _log(workdir, entry.name),
+        )
+        for entry in missing
+    ]
+    lot = _Lot(workdir, missing, smoke=smoke, jobs=jobs)
+    lot.write()
+    with lot.bar:
+        run_processes(commands, lot.on_line, lot.on_end, jobs=jobs)
+    if lot.failed:
         listed = "\n".join(
             f"  {name} failed ({ended.status}): {ended.message}; "
             f"see {_log(workdir, name)}"
-            for name, ended in failed.items()
+            for name, ended in lot.failed.items()
         )
-        raise ValueError(f"{len(failed)} of {len(missing)} studies failed:\n{listed}")
-    return path
+        raise ValueError(
+            f"{len(lot.failed)} of {len(missing)} studies failed:\n{listed}"
+        )
+    return lot.write()
 
 
-def _run_study(
-    entry: Entry, workdir: Path, bar: tqdm, *, smoke: bool, extra: Sequence[str]
-) -> Ended:
-    bar.set_description(entry.name)
-    log = _log(workdir, entry.name)
-    log.parent.mkdir(exist_ok=True)
-    arguments = [*entry.arguments(workdir, smoke=smoke), *extra]
-    ended = run_process(arguments, log, bar.set_postfix_str)
-    _add_time(workdir / TIMES, entry.name, ended)
-    return ended
+class _Lot:
+    """What has become of the studies so far: progress, times and the document."""
+
+    def __init__(
+        self, workdir: Path, missing: Sequence[Entry], *, smoke: bool, jobs: int
+    ):
+        self._workdir, self._smoke, self._jobs = workdir, smoke, jobs
+        self._missing = {entry.name: entry for entry in missing}
+        self._lines: dict[str, str] = {}
+        self._counted = time.monotonic()
+        self.failed: dict[str, Ended] = {}
+        self.bar = tqdm(
+            total=len(missing),
+            unit="study",
+            mininterval=0.5 if sys.stderr.isatty() else 60,
+        )
+
+    def on_line(self, name: str, line: str) -> None:
+        """Shows the last line of each study that runs."""
+        self._lines[name] = line
+        self.bar.set_postfix_str(
+            " | ".join(f"{name}: {line}" for name, line in self._lines.items()),
+            refresh=False,
+        )
+        self.bar.update(0)
+
+    def on_end(self, name: str, ended: Ended) -> None:
+        """Takes a study's times and writes the document anew.
+
+        Raises:
+          Preempted: The study was told to end.
+        """
+        self._lines.pop(name, None)
+        now = time.monotonic()
+        _add_time(self._workdir / TIMES, name, ended.wall_s, ended.cpu_s)
+        # Studies that run at once share their wall time.
+        _add_time(self._workdir / TIMES, TOTAL, now - self._counted, ended.cpu_s)
+        self._counted = now
+        if ended.status == cli.PREEMPTED_STATUS:
+            raise Preempted(f"{name} was told to end; start the same again")
+        if ended.status or not self._missing[name].finished(self._workdir):
+            self.failed[name] = ended
+        self.write()
+        self.bar.update()
+
+    def write(self) -> Path:
+        """Writes the document."""
+        found: dict[str, Results] = {}
+        statuses = []
+        times = _times(self._workdir / TIMES)
+        for entry in ENTRIES:
+            # What a study says as it fails may name folders of this machine.
+            ended = self.failed.get(entry.name)
+            state = "not run" if ended is None else f"failed ({ended.status})"
+            if entry.finished(self._workdir):
+                found[entry.name] = read_results(self._workdir / entry.name)
+                state = "finished"
+            statuses.append(Status(entry, state, *times.get(entry.name, UNKNOWN)))
+        command = "python -m experiments.reproduce --workdir=runs/reproduction"
+        command += " --smoke" if self._smoke else ""
+        command += f" --jobs={self._jobs}" if self._jobs > 1 else ""
+        return write_document(
+            self._workdir,
+            statuses,
+            found,
+            command,
+            total=times.get(TOTAL, UNKNOWN),
+            smoke=self._smoke,
+        )
 
 
 def _log(workdir: Path, name: str) -> Path:
@@ -118,35 +191,18 @@ def _log(workdir: Path, name: str) -> Path:
     return workdir / LOGS / f"{name}.txt"
 
 
-def _add_time(path: Path, name: str, ended: Ended) -> None:
+def _add_time(path: Path, name: str, wall_s: float, cpu_s: float) -> None:
     times = _times(path)
     wall, cpu = times.get(name, (0.0, 0.0))
-    times[name] = [round(wall + ended.wall_s, 1), round(cpu + ended.cpu_s, 1)]
+    times[name] = (round(wall + wall_s, 1), round(cpu + cpu_s, 1))
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(times, indent=1) + "\n")
     temporary.replace(path)
 
 
-def _times(path: Path) -> dict[str, list[float]]:
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def _write(workdir: Path, failed: dict[str, Ended], *, smoke: bool) -> Path:
-    found: dict[str, Results] = {}
-    statuses = []
-    times = _times(workdir / TIMES)
-    for entry in ENTRIES:
-        # What a study says as it fails may name folders of this machine.
-        ended = failed.get(entry.name)
-        state = "not run" if ended is None else f"failed ({ended.status})"
-        if entry.finished(workdir):
-            found[entry.name] = read_results(workdir / entry.name)
-            state = "finished"
-        wall, cpu = times.get(entry.name, (None, None))
-        statuses.append(Status(entry, state, wall, cpu))
-    command = "python -m experiments.reproduce --workdir=runs/reproduction"
-    command += " --smoke" if smoke else ""
-    return write_document(workdir, statuses, found, command, smoke=smoke)
+def _times(path: Path) -> dict[str, tuple[float, float]]:
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return {name: (wall, cpu) for name, (wall, cpu) in found.items()}
 
 
 if __name__ == "__main__":

@@ -57,6 +57,7 @@ def write_document(
     found: Mapping[str, Results],
     command: str,
     *,
+    total: tuple[float | None, float | None],
     smoke: bool,
 ) -> Path:
     """Writes the document and the figures that it shows.
@@ -66,6 +67,7 @@ def write_document(
       statuses: What became of each study.
       found: Finished studies, by name.
       command: The command that makes it again.
+      total: Seconds that the lot took, and its processor time; None where not known.
       smoke: Whether the studies were run at their smallest.
 
     Returns:
@@ -77,7 +79,7 @@ def write_document(
             "**A smoke run: every study at its smallest. Its numbers mean nothing.**"
         )
     parts += ["## How it was made", render_block(Code(command))]
-    parts += [_statuses(statuses, smoke=smoke), _environment(found)]
+    parts += [_statuses(statuses, found, total, smoke=smoke), _environment(found)]
     parts += ["## Claims", *_claims(statuses, found)]
     items = load_items()
     for paper, title in PAPERS.items():
@@ -92,19 +94,31 @@ def write_document(
     return path
 
 
-def _statuses(statuses: Sequence[Status], *, smoke: bool) -> str:
-    times = [(s.wall_s, s.cpu_s) for s in statuses]
-    columns = [Column(t, align="left") for t in ("study", "command", "outcome")]
+def _statuses(
+    statuses: Sequence[Status],
+    found: Mapping[str, Results],
+    total: tuple[float | None, float | None],
+    *,
+    smoke: bool,
+) -> str:
+    columns = [Column(t, align="left") for t in ("study", "command", "outcome", "code")]
     columns += [Column("wall time, s", spec=".0f"), Column("CPU time, s", spec=".0f")]
     rows: list[list[Cell]] = [
-        [s.entry.name, s.entry.command(smoke=smoke), s.state, s.wall_s, s.cpu_s]
+        [
+            s.entry.name,
+            s.entry.command(smoke=smoke),
+            s.state,
+            found[s.entry.name].code() if s.entry.name in found else "",
+            s.wall_s,
+            s.cpu_s,
+        ]
         for s in statuses
     ]
-    wall, cpu = ([t for t in x if t] for x in zip(*times, strict=True))
-    rows.append(["total", "", "", sum(wall), sum(cpu)])
+    rows.append(["the lot", "", "", "", *total])
     caption = (
         "Times are of the processes that this command started, with compiling and "
-        "measuring; a study that was finished before has none."
+        "measuring; a study that was finished before has none, and several run at once "
+        "share the lot's. Code: the commits that a study ran at, + for changed files."
     )
     return render_block(Table(columns, rows, caption))
 

@@ -86,18 +86,18 @@ CONFIGS = Path(__file__).parent.parent.parent / "configs"
 RESULTS, REPORT = "results.json", "report.html"
 
 _HALF = MappingProxyType({"num_steps": 100, "evaluate_every": 10})
-_CONTROLS = _HALF | {"moment_matrices": ("layers.self_attn.o_proj:1",)}
+_ONE_MATRIX = _HALF | {"moment_matrices": ("layers.self_attn.o_proj:1",)}
 
 ENTRIES = (
     Entry("optimizer_ablation", "optimizer_ablation", "default"),
     Entry("training_regimes", "training_regimes"),
     # Studies of some forty runs take half as many steps, so that all end in time.
     Entry("subspace_locking", "subspace_locking", settings=_HALF),
-    Entry("objective_controls", "objective_controls", settings=_CONTROLS),
+    Entry("objective_controls", "objective_controls", settings=_ONE_MATRIX),
     Entry("subnetwork", "subnetwork"),
-    Entry("loss_forms", "loss_forms", settings=_HALF),
+    Entry("loss_forms", "loss_forms", settings=_ONE_MATRIX),
     Entry("precision", "precision", settings=_HALF),
-    Entry("dynamics", "dynamics"),
+    Entry("dynamics", "dynamics", settings=_HALF),
     Entry("subnetwork_vision", "subnetwork", "vision", "vision_smoke"),
     # In three worlds, two of which are built first.
     Entry("opd_variants", "opd_variants"),

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.common import provenance
 from experiments.common.arm_geometry import mean_of
 from experiments.common.outcome import late
 from experiments.common.workdir import WorkdirError
@@ -33,6 +34,18 @@ class Results(NamedTuple):
 
     folder: Path
     record: Mapping[str, Any]
+
+    def code(self) -> str:
+        """The commits of its starts, shortened; `+` marks files that differed.
+
+        Raises:
+          WorkdirError: The record of its starts is missing or damaged.
+        """
+        found = [start["git"] for start in provenance.read(self.folder)["starts"]]
+        commits = [
+            git["commit"][:7] + ("+" if git["changed"] else "") for git in found if git
+        ]
+        return ", ".join(dict.fromkeys(commits))
 
     def claims(self) -> list[Claim]:
         """Its claims with their verdicts."""

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import re
 import subprocess
 
@@ -17,12 +18,13 @@ from experiments.reproduction import process
 from experiments.reproduction.document import Status, write_document
 from experiments.reproduction.items import FILE, load_items
 from experiments.reproduction.plan import ENTRIES, select
-from experiments.reproduction.process import Ended, run_process
+from experiments.reproduction.process import Command, Ended, run_processes
 from experiments.reproduction.results import Results, look_up, measured, read_results
 from experiments.studies import worlds
 from geomjax.train.errors import Preempted
 
 FIRST, SECOND = ENTRIES[:2]
+COMMIT = "0123456789abcdef"
 
 
 # The plan.
@@ -55,10 +57,14 @@ def test_names_are_distinct_and_selected_in_the_lots_order():
 # Processes.
 
 
-def python(code, tmp_path):
-    lines = []
-    ended = run_process(["-c", code], tmp_path / "log.txt", lines.append)
-    return ended, lines, (tmp_path / "log.txt").read_text()
+def python(name, code, tmp_path):
+    return Command(name, ["-c", code], tmp_path / f"{name}.txt")
+
+
+def ends(commands, on_line=lambda name, line: None, jobs=1):
+    ended = {}
+    run_processes(commands, on_line, ended.__setitem__, jobs=jobs)
+    return ended
 
 
 def test_a_process_is_logged_relayed_and_timed(tmp_path):
@@ -68,15 +74,58 @@ def test_a_process_is_logged_relayed_and_timed(tmp_path):
         "while time.process_time() < end: pass\n"
         r"sys.stderr.write('\rrun 1\rrun 2'); print('\nlast'); sys.exit(3)"
     )
-    ended, lines, log = python(code, tmp_path)
+    lines = []
+    command = python("it", code, tmp_path)
+    ended = ends([command], lambda *line: lines.append(line))["it"]
     assert ended.status == 3
-    assert ended.message == lines[-1] == "last"
-    assert "run 2" in log
+    assert ("it", ended.message) == lines[-1] == ("it", "last")
+    assert "run 2" in command.log.read_text()
     assert ended.cpu_s >= 0.3
     assert ended.wall_s > 0
 
 
-def test_a_process_ends_with_the_one_that_is_told_to_end(tmp_path, monkeypatch):
+def test_times_are_of_one_process_alone(tmp_path):
+    busy = "import time\nwhile time.process_time() < 1: pass"
+    ended = ends([python("busy", busy, tmp_path), python("idle", "", tmp_path)], jobs=2)
+    assert ended["busy"].cpu_s >= 1 > ended["idle"].cpu_s
+
+
+def test_as_many_run_at_once_as_there_are_jobs(tmp_path):
+    """Two that wait for each other end; the third begins when one of them has."""
+    wait = (
+        "import pathlib, sys, time\n"
+        "here, there = map(pathlib.Path, ({!r}, {!r}))\n"
+        "here.touch()\n"
+        "while not there.exists(): time.sleep(0.01)\n"
+        "sys.exit(pathlib.Path({!r}).exists())"
+    )
+    first, second, third = (str(tmp_path / name) for name in "abc")
+    commands = [
+        python("a", wait.format(first, second, third), tmp_path),
+        python("b", wait.format(second, first, third), tmp_path),
+        python("c", f"open({third!r}, 'w')", tmp_path),
+    ]
+    ended = ends(commands, jobs=2)
+    assert [ended[name].status for name in "abc"] == [0, 0, 0]
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
+    reason="one core, or a system that does not say which",
+)
+def test_jobs_have_cores_of_their_own(tmp_path):
+    code = "import os; print(sorted(os.sched_getaffinity(0)))"
+    commands = [python(name, code, tmp_path) for name in "ab"]
+    first, second = (
+        set(json.loads(ended.message)) for ended in ends(commands, jobs=2).values()
+    )
+    assert not first & second
+    assert first | second == os.sched_getaffinity(0)
+    (alone,) = ends(commands[:1]).values()
+    assert set(json.loads(alone.message)) == os.sched_getaffinity(0)
+
+
+def test_processes_end_with_the_one_that_is_told_to_end(tmp_path, monkeypatch):
     """A study saves when it is told to end, and has its own status then."""
     begun = []
 
@@ -88,18 +137,22 @@ def test_a_process_ends_with_the_one_that_is_told_to_end(tmp_path, monkeypatch):
     monkeypatch.setattr(process.subprocess, "Popen", Watched)
     code = (
         "import signal, sys, time\n"
-        "def stop(*_): sys.exit(75)\n"
+        "def stop(*_): print('saved', flush=True); sys.exit(75)\n"
         "signal.signal(signal.SIGTERM, stop); print('ready', flush=True)\n"
         "time.sleep(60)"
     )
+    ready = set()
 
-    def on_line(line):
-        if line == "ready":
+    def on_line(name, line):
+        ready.add(name)
+        if ready == {"a", "b"}:
             raise Preempted("told to end")
 
+    commands = [python(name, code, tmp_path) for name in "abc"]
     with pytest.raises(Preempted):
-        run_process(["-c", code], tmp_path / "log.txt", on_line)
-    assert [child.returncode for child in begun] == [75]
+        run_processes(commands, on_line, lambda *_: None, jobs=2)
+    assert [child.returncode for child in begun] == [75, 75]
+    assert commands[1].log.read_text().endswith("saved\n")
 
 
 # Runs, their studies replaced.
@@ -111,6 +164,13 @@ def finish(workdir, name, claims=()):
     record = {"claims": list(claims), "environment": {"jax": "0.10"}}
     (folder / "results.json").write_text(json.dumps(record))
     (folder / "report.html").touch()
+    write_starts(folder, COMMIT)
+
+
+def write_starts(folder, *commits):
+    starts = [{"git": {"commit": c, "changed": False}} for c in commits]
+    record = {"experiment": "it", "starts": starts}
+    (folder / "provenance.json").write_text(json.dumps(record))
 
 
 @pytest.fixture
@@ -118,16 +178,17 @@ def studies(monkeypatch):
     """Outcomes by name, and the names of the studies that were started."""
     outcomes, started = {}, []
 
-    def run_study(arguments, log, on_line):
-        log.write_text("said\n")
-        name = arguments[2].rsplit("/", 1)[-1]
-        started.append(name)
-        ended = outcomes.get(name, Ended(0, "", 2.0, 3.0))
-        if not ended.status:
-            finish(log.parent.parent, name)
-        return ended
+    def run_studies(commands, on_line, on_end, *, jobs):
+        for name, arguments, log in commands:
+            assert arguments[2] == f"--workdir={log.parent.parent / name}"
+            started.append(name)
+            on_line(name, "said")
+            ended = outcomes.get(name, Ended(0, "", 2.0, 3.0))
+            if not ended.status:
+                finish(log.parent.parent, name)
+            on_end(name, ended)
 
-    monkeypatch.setattr(reproduce, "run_process", run_study)
+    monkeypatch.setattr(reproduce, "run_processes", run_studies)
     return outcomes, started
 
 
@@ -138,7 +199,7 @@ def test_what_has_finished_is_not_run_again(studies, tmp_path):
     assert started == [SECOND.name]
     rows = [line for line in text.splitlines() if " | python -m" in line]
     assert [row.split(" | ")[2] for row in rows[:3]] == ["finished"] * 2 + ["not run"]
-    assert rows[1].endswith("| 2 | 3 |")
+    assert rows[1].endswith("| finished | 0123456 | 2 | 3 |")
     assert reproduce.run(tmp_path, [FIRST, SECOND]).exists()
     assert started == [SECOND.name]
 
@@ -166,6 +227,8 @@ def test_a_study_that_fails_does_not_stop_the_others(studies, tmp_path):
     assert started[2:] == [FIRST.name]
     times = json.loads((tmp_path / "times.json").read_text())
     assert times[FIRST.name] == [3.0, 4.0]
+    wall, cpu = times["total"]
+    assert (wall < 3, cpu) == (True, 7.0)  # The studies replaced took no time.
 
 
 def test_a_study_that_is_told_to_end_ends_the_lot(studies, tmp_path):
@@ -423,9 +486,14 @@ def test_claims_of_either_form_are_shown():
 def test_the_document_sets_ours_beside_theirs(study, tmp_path):
     found = {"training_regimes": study}
     study.record["environment"] = {"jax": "0.10"}
+    write_starts(study.folder, COMMIT, COMMIT, "fedcba98")
     status = Status(SECOND, "finished", 1.0, 2.0)
-    path = write_document(tmp_path, [status], found, "python -m it", smoke=True)
+    path = write_document(
+        tmp_path, [status], found, "python -m it", total=(3.0, 4.0), smoke=True
+    )
     text = path.read_text()
+    assert "| finished | 0123456, fedcba9 | 1 | 2 |" in text
+    assert "| the lot |  |  |  | 3 | 4 |" in text
     assert "| SFT-8B | the paper |  | 8.1 |" in text
     assert "| OPD | training\\_regimes | stored | 25.0 |" in text
     assert "A smoke run" in text
