@@ -1,5 +1,6 @@
 """Folders that are built on first use and kept."""
 
+import fcntl
 import hashlib
 import json
 import shutil
@@ -13,8 +14,8 @@ import ml_collections
 def built_once(folder: Path, build: Callable[[Path], None]) -> Path:
     """The folder, after building it where it is not there yet.
 
-    It appears under its name when it is whole. Of two processes that build it at once,
-    the first to end has its work kept.
+    It appears under its name when it is whole. Of two processes that need it at once,
+    one builds it while the other waits.
 
     Args:
       folder: Where it belongs.
@@ -26,17 +27,17 @@ def built_once(folder: Path, build: Callable[[Path], None]) -> Path:
     if folder.exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    print(f"{folder} is built once and kept")
-    made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        build(made)
+    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists():
+            return folder
+        print(f"{folder} is built once and kept")
+        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
+            build(made)
             made.rename(folder)
-        except OSError:
-            if not folder.exists():
-                raise
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
     return folder
 
 

@@ -99,14 +99,29 @@ def test_a_folder_is_built_once_and_whole(tmp_path):
 
     with pytest.raises(ValueError, match="no"):
         built_once(tmp_path / "cache" / "broken", broken)
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["made"]
+    found = {path.name for path in (tmp_path / "cache").iterdir()}
+    assert found == {"made", ".made.lock", ".broken.lock"}
 
-    def late(folder):
-        (folder / "a").write_text("2")
-        built_once(place.with_name("race"), build)  # Another process was faster.
 
-    race = built_once(place.with_name("race"), late)
-    assert (race / "a").read_text() == "1"
+def test_who_needs_a_folder_that_is_being_built_waits_for_it(tmp_path):
+    begun, finish, calls = threading.Event(), threading.Event(), []
+
+    def build(folder):
+        calls.append(folder)
+        begun.set()
+        assert finish.wait(60)
+        (folder / "a").write_text("1")
+
+    place = tmp_path / "made"
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(built_once, place, build)
+        assert begun.wait(60)
+        second = pool.submit(built_once, place, build)
+        with pytest.raises(TimeoutError):
+            second.result(0.2)
+        finish.set()
+        assert first.result() == second.result() == place
+    assert len(calls) == 1
 
 
 @pytest.mark.slow
