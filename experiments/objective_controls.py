@@ -123,8 +123,9 @@ def state_table(arms: dict[str, Measured]) -> Table:
     return Table(
         columns,
         rows,
-        "Means over the second half of the updates. P1 (arXiv 2606.13657v2, appendix "
-        "A.8) has for OPD a mean cosine of 0.280 and a mean CV of 4.85; arXiv "
+        "Means over the second half of the updates; the cosine is with the momentum "
+        "before the update, 0 for unrelated gradients. P1 (arXiv 2606.13657v2, "
+        "appendix A.8) has for OPD a mean cosine of 0.280 and a mean CV of 4.85; arXiv "
         "2602.07729 has cosines of 0.997 for SFT and -0.007 for RL.",
     )
 
@@ -133,11 +134,11 @@ def state_plot(arms: dict[str, Measured]) -> reports.Plot:
     """Both figures along training, for SFT, OPD and RLVR."""
     shown = {name: arms[name] for name in ("sft", "opd", "rlvr") if name in arms}
 
-    def curves(name: str) -> dict[str, plots.Curve]:
+    def curves(name: str, first: int) -> dict[str, plots.Curve]:
         return {
             label: plots.Curve(
-                arm.runs[0].curve("update", "train"),
-                np.stack([run.curve(name, "train") for run in arm.runs]),
+                arm.runs[0].curve("update", "train")[first:],
+                np.stack([run.curve(name, "train") for run in arm.runs])[:, first:],
             )
             for label, arm in shown.items()
         }
@@ -145,9 +146,13 @@ def state_plot(arms: dict[str, Measured]) -> reports.Plot:
     return reports.Plot(
         "adamw_state",
         plots.optimizer_state_curves(
-            curves(COSINE), curves(VARIATION), x_label="optimizer update"
+            # Before the first update there is no momentum.
+            curves(COSINE, 1),
+            curves(VARIATION, 0),
+            x_label="optimizer update",
         ),
-        "Cosine of momentum and gradient, and variation of the root second moment.",
+        "Cosine of the gradient and the momentum before it, and variation of the root "
+        "second moment.",
     )
 
 

@@ -219,7 +219,11 @@ def _figures(
         ),
         f"KL(student || teacher) on completions of validation prompts. {shown}",
     )
-    cosine = curves("momentum_gradient_cosine", "train")
+    # Before the first update there is no momentum.
+    cosine = {
+        arm: plots.Curve(x[1:], y[:, 1:])
+        for arm, (x, y) in curves("momentum_gradient_cosine", "train").items()
+    }
     if cosine:
         variation = curves("root_second_moment_variation", "train")
         out["adamw_state"] = reports.Plot(
@@ -227,8 +231,9 @@ def _figures(
             plots.optimizer_state_curves(
                 cosine, variation, x_label="optimizer update", band=band, styles=styles
             ),
-            "Cosine of momentum and gradient, and variation of the root second moment "
-            f"(P1, Appendix A.8), over trained coordinates. {shown}",
+            "Cosine of the gradient and the momentum before it, and variation of the "
+            "root second moment (P1, Appendix A.8), over trained coordinates. "
+            f"{shown}",
         )
     out["geometry"] = reports.Plot(
         "geometry",

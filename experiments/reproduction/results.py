@@ -16,10 +16,6 @@ from experiments.studies.verdict import Verdict
 from geomjax.analysis.report import Claim
 from geomjax.train.log import read_rows
 
-STATE = {
-    "cosine": "momentum_gradient_cosine",
-    "variation": "root_second_moment_variation",
-}
 EARLY = 0.2
 """Share of a run at which P2 looks for the final directions."""
 
@@ -78,7 +74,11 @@ class Results(NamedTuple):
             **_geometry(found, kind),
             "accuracy": _accuracy(rows),
             "trajectory": _trajectory(found),
-            "state": {name: _curve(rows, column) for name, column in STATE.items()},
+            # Before the first update there is no momentum.
+            "state": {
+                "cosine": _curve(rows, "momentum_gradient_cosine", first=1),
+                "variation": _curve(rows, "root_second_moment_variation"),
+            },
         }
 
     def _rows(self, arm: str) -> list[list[dict[str, Any]]]:
@@ -183,9 +183,11 @@ def _trajectory(arm: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     return found
 
 
-def _curve(rows: list[list[dict[str, Any]]], name: str) -> dict[str, float]:
+def _curve(
+    rows: list[list[dict[str, Any]]], name: str, *, first: int = 0
+) -> dict[str, float]:
     """Start, mean, end and least of a figure along training, means over the seeds."""
-    curves = [[row[name] for row in run if name in row] for run in rows]
+    curves = [[row[name] for row in run if name in row][first:] for run in rows]
     if not curves or not all(curves):
         return {}
     values = np.array(curves, np.float64)

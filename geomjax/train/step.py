@@ -137,7 +137,8 @@ def make_update(
     Returns:
       `update(params, opt_state, context, batch) -> (params, opt_state, metrics)`. The
       metrics are the objective's, with `loss`, `grad_norm`, `update_norm`, the
-      optimizer's figures where it has moments (`adam_state_figures`), and `finite/PATH`
+      optimizer's figures where it has moments (`adam_state_figures`; the cosine with
+      the momentum before the update, 0 at the first), and `finite/PATH`
       for every parameter, 1.0 where its gradient is finite.
     """
     of_params, of_state = (None, None) if layout is None else layout[1:]
@@ -146,12 +147,13 @@ def make_update(
         gradients, loss, metrics = accumulate_gradients(
             objective, params, context, batch, micro_batches, of_params
         )
-        updates, opt_state = tx.update(gradients, opt_state, params)
+        before = opt_state
+        updates, opt_state = tx.update(gradients, before, params)
         metrics = metrics | {
             "loss": loss,
             "grad_norm": optax.tree.norm(gradients),
             "update_norm": optax.tree.norm(updates),
-            **_optimizer_figures(gradients, opt_state),
+            **_optimizer_figures(gradients, before, opt_state),
             **_finite_flags(gradients),
         }
         params = _laid_out(apply_updates(params, updates), of_params)
@@ -168,13 +170,19 @@ def jit_step(step: Callable[..., Any], layout: TrainState | None) -> Step:
     return jax.jit(step, donate_argnums=0, out_shardings=(layout, whole))
 
 
-def _optimizer_figures(gradients, opt_state) -> dict[str, Float[Array, ""]]:
-    figures = adam_state_figures(gradients, opt_state)
-    if figures is None:
+def _optimizer_figures(gradients, before, after) -> dict[str, Float[Array, ""]]:
+    """The gradient beside the momentum that it meets, and the second moment after it.
+
+    Of a momentum that holds the gradient already, the cosine of unrelated gradients
+    would not be 0 but sqrt(1 - b1^2), 0.44 for b1 = 0.9.
+    """
+    momentum = adam_state_figures(gradients, before)
+    second = adam_state_figures(gradients, after)
+    if momentum is None or second is None:
         return {}
     return {
-        "momentum_gradient_cosine": figures.momentum_gradient_cosine,
-        "root_second_moment_variation": figures.root_second_moment_variation,
+        "momentum_gradient_cosine": momentum.momentum_gradient_cosine,
+        "root_second_moment_variation": second.root_second_moment_variation,
     }
 
 

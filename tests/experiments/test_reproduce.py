@@ -412,7 +412,10 @@ def rows(accuracies, cosines=()):
 @pytest.fixture
 def study(tmp_path):
     """A study of two seeds, with curves whose means are worked out by hand."""
-    runs = rows([0.2, 0.6, 0.4], [1.0, 0.5]), rows([0.2, 0.4, 0.8], [0.8, -0.1])
+    runs = (
+        rows([0.2, 0.6, 0.4], [0.0, 1.0, 0.5]),
+        rows([0.2, 0.4, 0.8], [0.0, 0.8, -0.1]),
+    )
     for seed, found in enumerate(runs):
         folder = tmp_path / "arms" / "opd" / f"seed_{seed}"
         folder.mkdir(parents=True)

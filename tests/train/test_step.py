@@ -176,6 +176,32 @@ def test_mini_batches_update_one_after_another():
     assert int(state.step) == 1
 
 
+def test_the_gradient_is_compared_with_the_momentum_before_it():
+    tx = standard_promotion(optax.adamw(1e-2))
+    step = make_supervised_step(cross_entropy(CHAIN), tx)
+    state, cosines = init_state(chain_params(0, 9), tx), []
+    momentum = np.zeros_like(flat(state.params))
+    for i in range(3):
+        gradient = flat(
+            jax.grad(lambda *x: cross_entropy(CHAIN)(*x)[0])(
+                state.params, {}, sequences(i)
+            )
+        )
+        norm = np.linalg.norm(momentum) * np.linalg.norm(gradient)
+        expected = momentum @ gradient / norm if i else 0.0
+        state, metrics = step(state, {}, sequences(i))
+        np.testing.assert_allclose(
+            metrics["momentum_gradient_cosine"], expected, rtol=1e-4
+        )
+        cosines.append(expected)
+        momentum = 0.9 * momentum + 0.1 * gradient
+    assert all(0.01 < abs(cosine) < 0.99 for cosine in cosines[1:])
+
+
+def flat(tree):
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+
+
 def test_frozen_coordinates_keep_every_bit_through_training():
     """AdamW's weight decay included, over several steps of two updates each."""
     params, teacher = (DECODER.init(jax.random.key(seed)) for seed in (0, 1))
