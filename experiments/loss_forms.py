@@ -44,7 +44,9 @@ from geomjax.typing import Params
 NAME = "loss_forms"
 SAMPLED, WHOLE, SELF = "sampled_token", "reverse_kl", "opsd"
 TOLERANCE = 0.02
-"""Accuracy within which two forms count as equally good."""
+"""Accuracy within which two forms count as equally good, if more was gained."""
+SAME_LOSS = "jsd"
+"""What self-distillation is but for its teacher."""
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -107,8 +109,7 @@ def claims(arms: dict[str, Measured], moments: Moments) -> list[Verdict]:
         # Of a single token there is no noise, and of 0 no logarithm.
         return [math.log10(x) if x is not None and x > 0 else None for x in found]
 
-    sampled = arms[SAMPLED].gain()
-    found = []
+    sampled, found = arms[SAMPLED].gain(), []
     if moments:
         found.append(
             Verdict(
@@ -124,22 +125,63 @@ def claims(arms: dict[str, Measured], moments: Moments) -> list[Verdict]:
         if name.startswith("top_reverse"):
             found.append(
                 Verdict(
-                    f"{name} is as good as the sampled token",
+                    f"The sampled token does as well as {name}",
                     "arXiv 2604.13016: sampled tokens do as well as top k",
-                    f"gain in accuracy, sampled token less {name}; {TOLERANCE:.0%} may "
-                    "be lost",
+                    f"gain in accuracy, {name} less sampled token; "
+                    f"{100 * TOLERANCE:g} points may be lost, of a gain above that",
                     "below",
                     TOLERANCE,
-                    differences(list(sampled), list(arms[name].gain())),
+                    _lost(list(arms[name].gain()), list(sampled)),
                 )
             )
     if SELF in arms:
         found += _self_claims(arms[SAMPLED], arms[SELF])
+        if SAME_LOSS in arms:
+            found += _teacher_claims(arms[SAME_LOSS], arms[SELF])
     return found
 
 
+def _lost(more: list[float], less: list[float]) -> tuple[float | None, ...]:
+    """What the second is short of; None where the first gained within the tolerance.
+
+    What never trained would be within it too.
+    """
+    return tuple(
+        a - b if a > TOLERANCE else None for a, b in zip(more, less, strict=True)
+    )
+
+
+def _teacher_claims(jsd: Measured, opsd: Measured) -> list[Verdict]:
+    """The same of arms that differ in the teacher alone, not in the loss."""
+    unchanged, norm = "unchanged_atol_1e-05", "relative_frobenius"
+    source = f"ours: both have the loss of the arm {SAME_LOSS}"
+    return [
+        Verdict(
+            "With the same loss, self-distillation leaves more weights unchanged than "
+            "a stronger teacher does",
+            source,
+            f"share within 1e-5, OPSD less {SAME_LOSS}, stored",
+            "above",
+            0.0,
+            differences(opsd.value(unchanged), jsd.value(unchanged)),
+        ),
+        Verdict(
+            "With the same loss, self-distillation moves the weights less than a "
+            "stronger teacher does",
+            source,
+            f"relative norm of the masters' update, OPSD less {SAME_LOSS}",
+            "below",
+            0.0,
+            differences(opsd.value(norm, "master"), jsd.value(norm, "master")),
+        ),
+    ]
+
+
 def _self_claims(opd: Measured, opsd: Measured) -> list[Verdict]:
-    """P1's pair of self-distillation is the sparsest of its pairs, and moved least."""
+    """P1's pair of self-distillation is the sparsest of its pairs, and moved least.
+
+    Its OPD and self-distillation differ in the loss as well as in the teacher.
+    """
     unchanged, norm = "unchanged_atol_1e-05", "relative_frobenius"
     return [
         Verdict(

@@ -25,7 +25,7 @@ from experiments.studies.arms import arm_runs, train_arms
 from experiments.studies.begin import begin
 from experiments.studies.beside import beside_table
 from experiments.studies.launch import launch
-from experiments.studies.measured import Measured, measure_runs
+from experiments.studies.measured import MASK_DENSITY, Measured, measure_runs
 from experiments.studies.report import trajectory_plot, write_results
 from experiments.studies.study import Start, Study
 from experiments.studies.verdict import Side, Verdict, differences
@@ -140,20 +140,19 @@ def claims(arms: dict[str, Measured]) -> list[Verdict]:
 
 
 def _localisation(name: str, arm: Measured) -> list[Verdict]:
-    out = []
+    """Where the changed weights lie; `experiments.precision` sets nulls beside it."""
     cases: tuple[tuple[str, str, Side], ...] = (
-        (f"{name} avoids principal weights", "principal_coverage_0.10", "below"),
-        (
-            f"{name} prefers weights of small magnitude",
-            "low_magnitude_coverage_0.10",
-            "above",
-        ),
+        (f"{name} avoids principal weights", "principal", "below"),
+        (f"{name} prefers weights of small magnitude", "low_magnitude", "above"),
     )
-    for claim, column, side in cases:
-        samples = differences(arm.value(column), arm.value(f"{column}_chance"))
-        statistic = "coverage at 10 % less its chance level, stored"
-        out.append(Verdict(claim, "P2, Figure 3", statistic, side, 0.0, samples))
-    return out
+    statistic = (
+        f"share of the changed weights on P2's mask of {MASK_DENSITY:.0%}, less "
+        "chance, stored; rounding alone prefers small weights, see precision"
+    )
+    return [
+        Verdict(claim, "P2, Figure 3", statistic, side, 0.0, arm.mask_coverage(mask))
+        for claim, mask, side in cases
+    ]
 
 
 if __name__ == "__main__":

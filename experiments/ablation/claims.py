@@ -9,8 +9,8 @@ last five evaluations. Thresholds were fixed before any run:
   start, seed by seed, lies at or above 80 %. (First the mean gain alone was compared;
   the interval asks for more.)
 
-An interval that holds zero does not say that the arms are equal: the evidence says that
-they are not told apart.
+A claim does not hold if the interval lies on the other side. One that holds the
+threshold decides nothing: these seeds do not tell the arms apart.
 """
 
 from collections.abc import Mapping
@@ -49,7 +49,8 @@ def above(name: str, better: ArmAccuracy, worse: ArmAccuracy) -> Claim:
     )
     if abs(mean) <= half:
         evidence += "; it holds 0, so these seeds do not tell the two apart"
-    return Claim(name, bool(mean - half > 0), evidence)
+        return Claim(name, None, evidence)
+    return Claim(name, bool(mean > 0), evidence)
 
 
 def recovers(name: str, part: ArmAccuracy, full: ArmAccuracy) -> Claim:
@@ -74,9 +75,10 @@ def recovers(name: str, part: ArmAccuracy, full: ArmAccuracy) -> Claim:
     by_seed = Estimate.from_samples(((part.late - part.start) / full_gains).tolist())
     mean, half = by_seed.mean, by_seed.half_width or 0.0
     evidence += f" (seed by seed {mean:.0%} ± {half:.0%}, 95 % interval); {threshold}"
-    if abs(mean - RECOVERED) < half:
+    if mean - half < RECOVERED <= mean + half:
         evidence += "; the interval holds it, so these seeds do not decide"
-    return Claim(name, bool(mean - half >= RECOVERED), evidence)
+        return Claim(name, None, evidence)
+    return Claim(name, bool(mean > RECOVERED), evidence)
 
 
 def compute(accuracies: Mapping[str, ArmAccuracy]) -> list[Claim]:

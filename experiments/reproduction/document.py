@@ -25,12 +25,16 @@ LEAD = (
     "and are not at hand; the bundled world has a width of 128 and a task of its own, "
     "and the others (136 tokens; width 256; drawn shapes) are hardly larger, so "
     "numbers cannot agree, and what is compared is orders and signs. Studies differ in "
-    "their number of updates: see their commands. Every claim was written down with "
-    "its statistic and threshold before a run, unless it says that it was added; one "
-    "that does not hold is a finding."
+    "their number of updates: see their commands. A claim has a statistic and a "
+    "threshold, mostly written down before a run; some were added or made stricter "
+    "after first results, and none was made easier. It holds if the 95 % interval over "
+    "seeds lies beyond the threshold, and does not if it lies on the other side, which "
+    "is a finding; an interval that contains the threshold decides nothing. Each is "
+    "tested by itself: of twenty that lie exactly on their thresholds about one would "
+    "be decided by chance."
 )
 UNIT_NOTE = (
-    "Papers' rows are their single runs; ours are means over three seeds. Stored: "
+    "Papers' rows are their single runs; ours are means over seeds. Stored: "
     "updates as bfloat16 checkpoints hold them. Master: of the float32 parameters."
 )
 
@@ -136,8 +140,8 @@ def _claims(statuses: Sequence[Status], found: Mapping[str, Results]) -> list[st
     claims = {name: results.claims() for name, results in found.items()}
     every = [claim.holds for listed in claims.values() for claim in listed]
     parts = [
-        f"Of {len(every)} claims {every.count(True)} hold, {every.count(False)} do "
-        f"not, and {every.count(None)} are undecided."
+        f"Of {len(every)} claims, ours and checks among them, {every.count(True)} "
+        f"hold, {every.count(False)} do not, and {every.count(None)} are undecided."
     ]
     for status in statuses:
         if listed := claims.get(status.entry.name):

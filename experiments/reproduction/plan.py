@@ -98,9 +98,9 @@ ENTRIES = (
     Entry("loss_forms", "loss_forms", settings=_ONE_MATRIX),
     Entry("precision", "precision", settings=_HALF),
     Entry("dynamics", "dynamics", settings=_HALF),
-    Entry("subnetwork_vision", "subnetwork", "vision", "vision_smoke"),
     # In three worlds, two of which are built first.
     Entry("opd_variants", "opd_variants"),
+    Entry("subnetwork_vision", "subnetwork", "vision", "vision_smoke"),
     # A hundred and twenty runs.
     Entry(
         "optimizers",
@@ -109,6 +109,8 @@ ENTRIES = (
         "optimizers_smoke",
         MappingProxyType({"num_steps": 60, "evaluate_every": 12}),
     ),
+    # Twice as wide and three times as deep: 16 directions are fewer there.
+    Entry("training_regimes_deep", "training_regimes", "tiny_deep"),
 )
 """The lot, those that most of the papers' tables need first."""
 

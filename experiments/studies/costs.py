@@ -77,9 +77,9 @@ def cost_table(moments: Moments, costs: Mapping[str, float], reference: str) -> 
         columns,
         rows,
         "Noise to signal is that of one token, means over the matrices above; the mean "
-        "of N tokens has 1/N of it. Cost: operations of a completion token in the "
-        f"matrix products of scoring, loss and gradient, {reference} being 1; times "
-        "cost, the noise of what the same operations buy. Drawing the tokens, which "
-        "costs every form the same, is left out: counted in, the costs lie closer "
-        "together.",
+        "of N independent tokens has 1/N of it. Cost: operations of a completion token "
+        f"in the matrix products of scoring, loss and gradient, {reference} being 1; "
+        "times cost, the noise of what the same operations buy. Drawing the tokens, "
+        "which costs every form the same, is left out: counted in, the costs lie "
+        "closer together.",
     )

@@ -1,5 +1,6 @@
 """Geometry of a study's runs, seed by seed, through the analysis of checkpoints."""
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ import numpy as np
 from experiments.common.arm_geometry import CONVERT, mean_of
 from experiments.common.outcome import Outcome, late
 from experiments.studies.study import Study
+from experiments.studies.verdict import differences
 from geomjax.analysis import Metric, default_metrics, measure, summarize
 from geomjax.analysis.trajectory import average, trajectory
 from geomjax.checkpoints import DictSource, SafetensorsSource
@@ -64,6 +66,19 @@ class Measured(NamedTuple):
     def value(self, column: str, kind: Delta = "stored") -> list[float | None]:
         """A pooled column of the whole model, one a seed."""
         return [s["global"].get(column) for s in self.summaries[kind]]
+
+    def mask_coverage(self, mask: str) -> tuple[float | None, ...]:
+        """Share of the stored changes on one of P2's own masks, less chance.
+
+        Args:
+          mask: `principal` or `low_magnitude`.
+        """
+        (column,) = (
+            name
+            for name in self.summaries["stored"][0]["global"]
+            if re.fullmatch(rf"{mask}_coverage_r\d+_{MASK_DENSITY:.2f}", name)
+        )
+        return differences(self.value(column), self.value(f"{column}_chance"))
 
     def median(self, column: str, kind: Delta = "stored") -> list[float | None]:
         """A column's median over matrices, one a seed."""

@@ -12,7 +12,7 @@ from experiments.studies.run import Run
 from experiments.studies.study import Study
 from geomjax import hosts
 from geomjax.analysis.report import Cell, Column, Estimate, Table
-from geomjax.geometry.second_moment import alignment, second_moment
+from geomjax.geometry.second_moment import SecondMoment, alignment, second_moment
 from geomjax.models import hf
 from geomjax.objectives.token_gradients import token_gradients
 from geomjax.rollout.sample import Rollout
@@ -113,8 +113,12 @@ def figures(
       directions: Leading directions that are compared.
 
     Returns:
-      `tokens`, `mean_square`, `variance`, `noise_to_signal` (variance over the squared
-      norm of the mean), `participation`, `top_share`, `alignment` and its `chance`.
+      `tokens`, `mean_square`, `variance`, `noise_to_signal`, `participation`,
+      `top_share`, `alignment` and its `chance`. The noise to signal is the variance of
+      one token over the squared norm of the expected gradient, each by its unbiased
+      estimate for independent tokens: the squared norm of the mean of N gradients is
+      too large by 1/N of the variance, and would keep the ratio below N. None where
+      the estimated signal is not above 0.
     """
     k = min(directions, len(each), len(reference))
     if k == 0 or not each.any():
@@ -126,7 +130,7 @@ def figures(
             "tokens": float(len(each)),
             "mean_square": moment.mean_square,
             "variance": moment.variance,
-            "noise_to_signal": moment.variance / moment.square_of_mean,
+            "noise_to_signal": _noise_to_signal(moment, len(each)),
             "participation": moment.participation,
             "top_share": moment.top_share(k),
             "alignment": alignment(ours, theirs, moment, second_moment(theirs), k),
@@ -134,6 +138,14 @@ def figures(
         }
         numbers = {name: float(value) for name, value in values.items()}
     return {n: v if np.isfinite(v) else None for n, v in numbers.items()}
+
+
+def _noise_to_signal(moment: SecondMoment, tokens: int) -> float:
+    if tokens < 2:
+        return np.nan
+    variance = float(moment.variance) * tokens / (tokens - 1)
+    signal = float(moment.square_of_mean) - variance / tokens
+    return variance / signal if signal > 0 else np.nan
 
 
 Moments = dict[str, dict[str, list[dict[str, float | None]]]]
@@ -220,7 +232,9 @@ def moments_table(moments: Moments, reference: str) -> Table:
         "first rollout of each run; means over seeds ± 95 % Student half widths. "
         "Tokens: those with weight, under a reward alone those of groups with "
         "contrast; leading directions of fewer tokens are noisier, and align less. "
-        "Noise to signal: variance over the squared norm of the mean. Directions: "
+        "Noise to signal: variance over the squared norm of the expected gradient, "
+        "unbiased for independent tokens; seeds whose mean is within its own noise "
+        "are left out. Directions: "
         "tr(M)^2 / tr(M^2) of M = E[g g^T]. Alignment: of the 16 leading directions "
         f"with those of {reference} on another rollout.",
     )

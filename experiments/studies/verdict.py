@@ -15,9 +15,9 @@ class Verdict(NamedTuple):
     """One claim and what the seeds say of it.
 
     It holds if the 95 % Student interval of the statistic's mean over seeds lies on
-    the side of the threshold that the claim says; it does not hold otherwise, an
-    interval that contains the threshold included. One seed has no interval, and decides
-    nothing.
+    the side of the threshold that the claim says, and does not hold if it lies on the
+    other. An interval that contains the threshold decides nothing, nor does one seed,
+    which has none.
 
     Attributes:
       claim: The paper's sentence, in our words.
@@ -43,14 +43,12 @@ class Verdict(NamedTuple):
 
     @property
     def holds(self) -> bool | None:
-        """The verdict; None where a seed is undefined or there is but one."""
+        """The verdict; None where nothing is decided, as where a seed is undefined."""
         mean, half = self.estimate
         undefined = any(s is None or not math.isfinite(s) for s in self.samples)
-        if half is None or undefined:
+        if half is None or undefined or abs(mean - self.threshold) <= half:
             return None
-        if self.side == "above":
-            return mean - half > self.threshold
-        return mean + half < self.threshold
+        return (mean > self.threshold) == (self.side == "above")
 
     def shown(self) -> Claim:
         """As reports show it."""
@@ -64,6 +62,8 @@ class Verdict(NamedTuple):
             f"{self.statistic}: {mean:.3g} ({interval}; seeds: {listed}); threshold: "
             f"the interval {self.side} {self.threshold:g}"
         )
+        if half is not None and abs(mean - self.threshold) <= half:
+            evidence += ", which contains it: not decided"
         return Claim(f"{self.claim} ({self.source})", self.holds, evidence)
 
     def record(self) -> dict[str, Any]:

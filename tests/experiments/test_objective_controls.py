@@ -27,13 +27,32 @@ def test_figures_by_hand():
     assert found["tokens"] == 3
     assert found["mean_square"] == pytest.approx(9)
     assert found["variance"] == pytest.approx(8)
-    assert found["noise_to_signal"] == pytest.approx(8)
+    # Three tokens of variance 12 could have a mean of square 4: it is 1.
+    assert found["noise_to_signal"] is None
     assert found["participation"] == pytest.approx(81 / 45)
     assert found["top_share"] == pytest.approx(2 / 3)
     assert found["alignment"] == pytest.approx(1)
     assert found["chance"] == pytest.approx(1 / 3)
     turned = figures(each[:, [2, 1, 0]], each, directions=1)
     assert turned["alignment"] == pytest.approx(0, abs=1e-12)
+
+
+def test_noise_to_signal_by_hand():
+    """Of two gradients the mean's square is 4, of which their variance of 2 has 1."""
+    each = np.array([[3.0, 0.0], [1.0, 0.0]])
+    assert figures(each, each)["noise_to_signal"] == pytest.approx(2 / 3)
+    assert figures(each, each[:1])["noise_to_signal"] is None
+
+
+def test_noise_to_signal_has_the_expectation_of_many_draws():
+    """Where the signal is 1 and the variance 20, of as many tokens; seldom above N."""
+    draws = np.random.default_rng(0).normal(size=(400, 40, 20))
+    draws[..., 0] += 1.0
+    found = [figures(each, each)["noise_to_signal"] for each in draws]
+    assert None not in found
+    assert np.median(found) == pytest.approx(20, rel=0.1)
+    biased = [each.var(axis=0).sum() / (each.mean(axis=0) ** 2).sum() for each in draws]
+    assert np.median(biased) < 15
 
 
 def test_gradients_that_are_all_zero_have_no_directions():

@@ -63,15 +63,19 @@ def verdict(side, threshold, *samples):
     [
         # Mean 2, deviation 1, half width 4.303 / sqrt(3) = 2.484.
         ("above", -0.5, (1.0, 2.0, 3.0), True),
-        ("above", -0.4, (1.0, 2.0, 3.0), False),
+        ("above", -0.4, (1.0, 2.0, 3.0), None),
+        ("above", 4.4, (1.0, 2.0, 3.0), None),
+        ("above", 4.5, (1.0, 2.0, 3.0), False),
         ("below", 4.5, (1.0, 2.0, 3.0), True),
-        ("below", 4.4, (1.0, 2.0, 3.0), False),
+        ("below", 4.4, (1.0, 2.0, 3.0), None),
+        ("below", -0.5, (1.0, 2.0, 3.0), False),
+        ("above", 0.0, (0.0, 0.0, 0.0), None),
         ("above", 0.0, (5.0,), None),
         ("above", 0.0, (5.0, None, 5.0), None),
         ("above", 0.0, (5.0, float("nan"), 5.0), None),
     ],
 )
-def test_a_claim_holds_if_its_whole_interval_does(side, threshold, samples, holds):
+def test_a_claim_is_decided_by_its_whole_interval(side, threshold, samples, holds):
     claim = verdict(side, threshold, *samples)
     assert claim.holds is holds
     assert claim.shown().holds is holds
@@ -86,7 +90,10 @@ def test_the_evidence_says_what_was_measured_and_the_threshold():
     shown = verdict("above", 0.25, 1.0, 2.0, 3.0).shown()
     assert shown.claim == "A above B (P2, Table 1)"
     assert "share: 2 (± 2.48; seeds: 1, 2, 3)" in shown.evidence
-    assert shown.evidence.endswith("threshold: the interval above 0.25")
+    undecided = ", which contains it: not decided"
+    assert shown.evidence.endswith(f"threshold: the interval above 0.25{undecided}")
+    shown = verdict("above", -0.5, 1.0, 2.0, 3.0).shown()
+    assert shown.evidence.endswith("threshold: the interval above -0.5")
 
 
 def test_differences_are_by_seed():
@@ -252,8 +259,8 @@ def test_a_study_is_redone_from_its_folder(name, tmp_path, monkeypatch):
     assert json.dumps(begun[0]) == json.dumps(begun[1])
 
 
-def measured(*accuracies, first_step=0):
-    """An arm of two seeds, evaluated every 3 steps, with an update of norm 0.1."""
+def measured(*accuracies, first_step=0, norm=0.1):
+    """An arm of two seeds, evaluated every 3 steps, with an update of some norm."""
     rows = [
         {
             "kind": "eval",
@@ -265,7 +272,7 @@ def measured(*accuracies, first_step=0):
     ]
     rows += [{"kind": "train", "update": 0, "momentum_gradient_cosine": 0.5}]
     runs = [Outcome(seed, 1e-4, Path(), 1.0, None, 1.0, 0.0, rows) for seed in (0, 1)]
-    summary = {"global": {"relative_frobenius": 0.1}}
+    summary = {"global": {"relative_frobenius": norm}}
     kinds = {"stored": [summary] * 2, "master": [summary] * 2}
     return Measured(runs, kinds, [], (), first_step)
 
@@ -281,7 +288,38 @@ def test_without_matrices_there_is_no_section_and_no_claim_on_moments():
         ("sampled_token", "reverse_kl", "top_reverse_bucket"), measured(0.2, 0.3)
     )
     (claim,) = form_claims(forms, {})
-    assert claim.claim == "top_reverse_bucket is as good as the sampled token"
+    assert claim.claim == "The sampled token does as well as top_reverse_bucket"
+
+
+@pytest.mark.parametrize(
+    ("top_gain", "holds"), [(0.31, True), (0.35, False), (0.215, None), (0.2, None)]
+)
+def test_the_sampled_token_may_lose_two_points_of_what_top_k_gains(top_gain, holds):
+    """It gains 10 points here; of top-k's 11 it does as well, of 15 it does not."""
+    arms = {
+        "sampled_token": measured(0.2, 0.3),
+        "reverse_kl": measured(0.2, 0.3),
+        "top_reverse_bucket": measured(0.2, top_gain),
+    }
+    (claim,) = form_claims(arms, {})
+    assert claim.holds is holds
+
+
+def test_self_distillation_is_compared_with_the_arm_of_its_loss():
+    arms = {
+        "sampled_token": measured(0.2, 0.3),
+        "reverse_kl": measured(0.2, 0.3),
+        "jsd": measured(0.2, 0.3, norm=0.2),
+        "opsd": measured(0.2, 0.3),
+    }
+    found = {claim.claim: claim for claim in form_claims(arms, {})}
+    (moved,) = (
+        c
+        for name, c in found.items()
+        if "with the same loss" in name.lower() and "moves" in name
+    )
+    assert moved.samples == pytest.approx((-0.1, -0.1))
+    assert moved.holds is True
 
 
 def test_the_mechanism_is_tested_where_it_could_fail():

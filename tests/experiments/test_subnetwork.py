@@ -142,7 +142,7 @@ def supports_of(*covered):
 def test_overlap_is_claimed_beyond_the_chance_within_tensors():
     supports = {
         "RLVR, by OPD": supports_of(0.61, 0.6, 0.62),
-        "OPD, by OPD of another teacher": supports_of(0.5, 0.51, 0.49),
+        "OPD, by OPD of another teacher": supports_of(0.4, 0.41, 0.39),
         "OPD, by OPD of another seed": supports_of(0.9, 0.91, 0.92),
     }
     rlvr, teacher, seed = claims(0.1, Found({}, supports, {}, {}))
@@ -321,7 +321,7 @@ def test_claims_hold_where_the_runs_say_so():
         "OPD's own subnetwork nearly matches full OPD": True,
         "RLVR's subnetwork nearly matches full OPD": False,
         "The mask own ends above the mask random": True,
-        "The mask rlvr ends above the mask random": False,
+        "The mask rlvr ends above the mask random": None,
     }
 
 

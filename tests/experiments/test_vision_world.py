@@ -1,6 +1,8 @@
 """The small vision-language world, built at its smallest, and how it is kept."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
