@@ -482,7 +482,7 @@ def test_claims_of_either_form_are_shown():
     first, second = Results(None, {"claims": [plain, full]}).claims()
     assert (first.holds, first.evidence) == (None, "one seed")
     assert second.claim == "A above B (P2, Table 1)"
-    assert second.holds is False
+    assert second.holds is None
     assert "share: 2 (± 2.48; seeds: 1, 2, 3)" in second.evidence
 
 
