@@ -5,7 +5,7 @@ r"""Which coordinates training needs: masks, densities and overlaps (P1, Table 4
         --config=configs/subnetwork.py:vision
 
 Variants: `tiny` (the tiny world, 66 short runs), `smoke` (a minute), `vision` (a small
-Qwen2.5-VL that reads drawn shapes, built on first use: P1's Figure 7 in 18 runs),
+Qwen2.5-VL that reads drawn shapes, built on first use: P1's Figure 7 in 24 runs),
 `vision_smoke` (the same at its smallest), `midsize` (104 million parameters, for one
 GPU; compiled, not run), `paper` (P1's settings and model names; a description, for a
 cluster).
@@ -119,8 +119,9 @@ def _vision(config: ml_collections.ConfigDict) -> None:
     config.arms.opd.kind = "top_k:forward_kl:4:teacher:bucket"
     config.masks = ("own", "rlvr", "random")
     config.density = 0.333  # P1: about a third, the density of its OPD mask.
-    config.curve_masks = ()
-    config.curve_densities = ()
+    # P1's GRPO mask is sparser than its OPD mask, and has a random twin of its own.
+    config.curve_masks = ("rlvr", "random")
+    config.curve_densities = (0.093,)
     config.max_new_tokens = 5
     config.test_fraction = 0.15
 
@@ -130,6 +131,7 @@ def _shrink_vision(config: ml_collections.ConfigDict) -> None:
     # A model that is hardly trained gets no reward, so that RLVR would not move.
     del config.arms["rlvr"]
     config.masks = ("own", "random")
+    config.curve_masks = ("random",)
     config.num_steps = config.save_every = 2
     config.evaluate_every = 1
     config.prompts_per_step, config.samples_per_prompt = 4, 2

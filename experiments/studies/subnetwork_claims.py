@@ -16,6 +16,9 @@ nothing has nothing to recover; it leaves the claim undecided.
 EQUAL = 0.9
 """Share of equal parameters that arXiv 2505.11711 finds at least."""
 
+GRPO = 0.093
+"""Density of GRPO's mask in P1's Figure 7, from its text."""
+
 OURS = "ours; the papers have no such run"
 PAIR_SOURCES = ("P1, Table 4", "P1, Table 4", "arXiv 2505.11711, seeds")
 
@@ -32,6 +35,7 @@ def claims(density: float, found: Found, world: str = "") -> list[Verdict]:
         *_overlap_claims(density, found),
         *_near_full_claims(density, found, world),
         *_order_claims(density, found, world),
+        *(_sparser_claims(density, found) if world == "vision" else ()),
         *_agreement_claims(density, found),
     ]
 
@@ -163,6 +167,32 @@ def _order_claims(density: float, found: Found, world: str) -> list[Verdict]:
             )
         )
     return out
+
+
+def _sparser_claims(density: float, found: Found) -> list[Verdict]:
+    """P1's Figure 7: GRPO's mask is better than chance, and worse than OPD's."""
+    arm, control, own = f"rlvr_{GRPO:g}", f"random_{GRPO:g}", f"own_{density:g}"
+    if not {arm, control, own} <= found.outcomes.keys():
+        return []
+    late = found.accuracy(arm)
+    return [
+        Verdict(
+            "GRPO's mask ends above the mask random of its density",
+            "P1, Figure 7",
+            f"late accuracy at {GRPO:.1%}, rlvr less random",
+            "above",
+            0.0,
+            differences(late, found.accuracy(control)),
+        ),
+        Verdict(
+            "GRPO's sparser mask ends below OPD's own",
+            "P1, Figure 7",
+            f"late accuracy, rlvr at {GRPO:.1%} less own at {density:.1%}",
+            "below",
+            0.0,
+            differences(late, found.accuracy(own)),
+        ),
+    ]
 
 
 def _agreement_claims(density: float, found: Found) -> list[Verdict]:

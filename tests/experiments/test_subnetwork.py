@@ -280,6 +280,9 @@ def test_every_variant_builds(variant):
             0.175,
             0.5,
         }
+    if variant == "vision":
+        # P1's Figure 7: GRPO's mask and its random twin at GRPO's density too.
+        assert {"rlvr_0.093", "random_0.093", "rlvr_0.333", "random_0.333"} < set(arms)
 
 
 def test_the_papers_settings_are_those_of_the_recipe():
@@ -322,6 +325,18 @@ def test_claims_hold_where_the_runs_say_so():
         "RLVR's subnetwork nearly matches full OPD": False,
         "The mask own ends above the mask random": True,
         "The mask rlvr ends above the mask random": None,
+    }
+
+
+def test_the_sparser_mask_of_the_vision_world_has_claims_of_its_own():
+    found = found_with(
+        opd=0.5, **{"own_0.333": 0.49, "rlvr_0.093": 0.45, "random_0.093": 0.46}
+    )
+    verdicts = {claim.claim: claim.holds for claim in claims(0.333, found, "vision")}
+    assert verdicts == {
+        "OPD's own subnetwork nearly matches full OPD": True,
+        "GRPO's mask ends above the mask random of its density": False,
+        "GRPO's sparser mask ends below OPD's own": True,
     }
 
 
@@ -426,7 +441,7 @@ def test_the_vision_language_world(tmp_path, monkeypatch):
     config = get_config("vision_smoke")
     workdir = tmp_path / "run"
     record = subnetwork.run(config, workdir)
-    assert set(record["runs"]) == {"opd", "own_0.333", "random_0.333"}
+    assert set(record["runs"]) == {"opd", "own_0.333", "random_0.333", "random_0.093"}
     assert record["config"]["student"] == ""
     assert set(record["compilations"].values()) == {1}
     (world,) = (tmp_path / "cache" / "geomjax").glob("vision_world-*")
