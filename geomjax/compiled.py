@@ -7,6 +7,7 @@ work is written several times, with one channel. Both are undone here.
 
 import math
 import re
+from collections import Counter
 from typing import Any, NamedTuple
 
 KINDS = (
@@ -114,6 +115,7 @@ def collectives(text: str) -> list[Collective]:
     for name, lines in computations.items():
         if name not in places:
             continue
+        here: Counter[Any] = Counter()
         for line in lines:
             match = _INSTRUCTION.match(line)
             if match is None:
@@ -121,11 +123,14 @@ def collectives(text: str) -> list[Collective]:
             read = _read(line, match, name, places[name], devices)
             channel = _CHANNEL.search(line)
             if channel is not None:
-                # Those that a `shard_map` asks for may all have one channel.
-                same = channel[1], tuple((c.kind, c.dtype, c.shape) for c in read)
-                if same in seen:
+                # Those that a `shard_map` asks for may all have one channel; what is
+                # written again is so in another computation.
+                what = tuple((c.kind, c.dtype, c.shape, c.op_name) for c in read)
+                same = channel[1], what
+                here[same] += 1
+                if (same, here[same]) in seen:
                     continue
-                seen.add(same)
+                seen.add((same, here[same]))
             found += read
     return found
 

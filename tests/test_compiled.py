@@ -55,6 +55,14 @@ def test_sums_that_a_program_asks_for_itself_are_told_apart():
     found = {(c.kind, c.shape, c.group_size) for c in collectives(text)}
     assert found == {("all-reduce", (16,), 8), ("all-reduce", (1, 3), 4)}
 
+    @partial(jax.shard_map, mesh=mesh, in_specs=rows, out_specs=whole)
+    def twice(x):
+        return jax.lax.psum(jnp.tanh(jax.lax.psum(x.sum(axis=0), axes)), axes)
+
+    text = jax.jit(twice).lower(jnp.ones((8, 16))).compile().as_text()
+    assert text.count("channel_id=1,") == 2
+    assert [c.shape for c in collectives(text)] == [(16,), (16,)]
+
 
 def test_loops_multiply_and_a_condition_bounds_one_that_depends_on_data():
     mesh = mesh_from_string("data=8")
