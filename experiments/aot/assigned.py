@@ -37,7 +37,8 @@ def measure_assigned(program: Program, name: str, command: list[str]) -> Measure
         writes, and `--json=FILE` for a line of results where it comes to an end.
 
     Returns:
-      As `measure`; the memory lacks the code, some hundredths of a GiB.
+      As `measure`, but that the memory lacks the code and has the gaps between buffers,
+      each some hundredths of a GiB.
 
     Raises:
       ValueError: The command fails.

@@ -19,8 +19,8 @@ class Measured(NamedTuple):
     Attributes:
       compile_s: Seconds of tracing and compiling.
       processor_s: Of them, seconds of all processor cores together.
-      chip_bytes: Memory of one chip: arguments, results, temporaries and code; None
-        where it does not compile for lack of it.
+      chip_bytes: Memory of one chip at its peak: arguments, results, temporaries and
+        code; None where it does not compile for lack of it.
       over: Where it does not fit, what the compiler would use and has, and by how much
         that is too much.
       flops: Of matrix products, on all chips together, recomputation included; None

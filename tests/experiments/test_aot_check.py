@@ -310,7 +310,8 @@ def test_code_changes_nothing_that_is_decided_before(tmp_path):
     early = _checked(tmp_path, *cut, "--nocode")[0]["rollout"]
     assert early["sent_bytes"] == whole["sent_bytes"]
     assert early["flops"] == whole["flops"]
-    assert 0 < whole["chip_bytes"] - early["chip_bytes"] < 1 << 27
+    # One counts the code, the other the gaps between buffers.
+    assert whole["chip_bytes"] == pytest.approx(early["chip_bytes"], rel=0.04)
     assert early["processor_s"] < whole["processor_s"]
 
 
