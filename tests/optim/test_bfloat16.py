@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from geomjax.meshes import mesh_from_string
 from geomjax.optim import apply_updates, stochastic_round, stored_bfloat16
 
 KEY = jax.random.key(0)
@@ -131,6 +132,37 @@ def test_runs_of_other_seeds_share_a_step_and_draw_as_the_seed_alone_would():
         expected = stochastic_round(key, params["a"] - gradient["a"]) - params["a"]
         np.testing.assert_array_equal(got["a"], expected)
     assert step._cache_size() == 1
+
+
+def test_a_mesh_draws_as_one_device_does():
+    mesh = mesh_from_string("data=2,fsdp=2,tensor=2")
+    generator = np.random.default_rng(0)
+    specs = {"a": jax.P("fsdp", "tensor"), "b": jax.P("tensor")}
+    shapes = {"a": (16, 32), "b": (32,)}
+    params, gradient = (
+        {name: generator.normal(1, 0.1, shapes[name]).astype(dtype) for name in shapes}
+        for dtype in (ml_dtypes.bfloat16, np.float32)
+    )
+    params = jax.tree.map(lambda x: x.astype(np.float32), params)
+    gradient = jax.tree.map(lambda x: x * np.float32(2**-9), gradient)
+    tx = stored_bfloat16("stochastic", optax.sgd(1.0), seed=3)
+    step = jax.jit(tx.update)
+
+    def moved(params, gradient):
+        state = tx.init(params)
+        for _ in range(2):
+            updates, state = step(gradient, state, params)
+            params = apply_updates(params, updates)
+        return params
+
+    one = moved(*jax.device_put((params, gradient)))
+    layout = {name: jax.NamedSharding(mesh, spec) for name, spec in specs.items()}
+    many = moved(*jax.device_put((params, gradient), (layout, layout)))
+    for name, found in many.items():
+        assert found.sharding.is_equivalent_to(layout[name], found.ndim)
+        np.testing.assert_array_equal(found, one[name])
+    # Both were drawn: of a quarter to a half of a unit, some go down and some stay.
+    assert 0.1 < np.mean(np.asarray(one["a"]) == params["a"]) < 0.9
 
 
 def test_bad_use_is_refused():
