@@ -101,10 +101,11 @@ def paper(config: ml_collections.ConfigDict) -> None:
     steps, schedule, optimizer and data: what theirs are, from configs/p2.py, is noted
     in the arm's `published`, which the study records and does not read; the runs of one
     study share batch, steps and optimizer. SFT's responses here are the set's answers,
-    not P2's traces. The SFT anchor is not public: `training_regimes` would make it
-    first, from the base. Prompts: DAPO-Math-17k, as JSON lines. P2 does not give the
-    longest response (ours: 8,192 tokens) or the seeds. Its OPD batch of 64 is read as
-    sequences, 8 prompts of 8 samples, as in configs/p2.py.
+    not P2's traces. The SFT anchor is not public, and every study loads it before it
+    trains anything, so that it must be made beforehand and named as `student`. Prompts:
+    DAPO-Math-17k, as JSON lines. P2 does not give the longest response (ours: 8,192
+    tokens) or the seeds. Its OPD batch of 64 is read as sequences, 8 prompts of 8
+    samples, as in configs/p2.py.
     """
     config.base = "Qwen/Qwen3-8B-Base"
     config.student = "qwen3-8b-sft-anchor"

@@ -230,7 +230,9 @@ def variants_table(arms: dict[str, Measured], sizes: dict[str, Sizes]) -> Table:
         rows,
         "Means over seeds ± 95 % Student half widths; spectra are medians over "
         "matrices, of the masters' update. P2's column is its Table 1: a 4B student of "
-        "8B and 32B teachers, a 14B student, and code instead of mathematics, at 1e-6.",
+        "8B and 32B teachers, a 14B student, and code instead of mathematics, at 1e-6. "
+        "Of the tiny worlds' teachers the larger is the worse one: it solves 61 % of "
+        "its test problems, the bundled one 98.6 %, so that they differ in skill too.",
     )
 
 
@@ -257,7 +259,7 @@ def claims(arms: dict[str, Measured]) -> list[Verdict | Spread]:
         test(
             "The teacher's size hardly changes the sparsity of OPD's update",
             source,
-            f"{shown}, distance of the two teachers",
+            f"{shown}, distance of the two teachers, which differ in skill too",
             "below",
             TEACHER_POINTS,
             apart("large_teacher", REFERENCE),

@@ -13,9 +13,10 @@ The same on other Qwen3 checkpoints, with prompts as JSON lines {"prompt", "answ
         --config.student=DIR --config.teacher=DIR --config.prompts=FILE.jsonl \
         --config.max_prompt_tokens=1024 --config.max_new_tokens=2048
 
-Deviations from P1: the tiny world's size; float32 instead of bfloat16 compute; masks by
-density rather than by the threshold 1e-5; everything in configs/optimizer_ablation.py
-that is marked as ours. A run that was interrupted continues when it is started again.
+Deviations from P1: the tiny world's size; masks by density rather than by the threshold
+1e-5 on weights as stored; everything in configs/optimizer_ablation.py that is marked as
+ours, such as the float32 compute, of which P1 says nothing. A run that was interrupted
+continues when it is started again.
 
 On several hosts the same command runs on each, with `--config.mesh` over all devices
 and a workdir and inputs that all of them see. All train, sample and evaluate; process 0

@@ -356,7 +356,7 @@ def _of_storage(
         (
             f"Stochastic rounding keeps the accuracy at {rate}",
             "late accuracy, float32 masters less stochastic; "
-            f"{TOLERANCE_POINTS:.0%} may go, of a gain above that",
+            f"{100 * TOLERANCE_POINTS:g} points may go, of a gain above that",
             "below",
             TOLERANCE_POINTS,
             masters.lost(stochastic),

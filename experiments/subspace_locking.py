@@ -343,7 +343,8 @@ def claims(
             test(
                 f"{label} keeps its accuracy inside its early directions",
                 "P2, Figure 6" if name == "opd" else "ours; P2 has no such run",
-                f"late accuracy, free less constrained; {TOLERANCE_POINTS:.0%} may go",
+                "late accuracy, free less constrained; "
+                f"{100 * TOLERANCE_POINTS:g} points may go",
                 "below",
                 TOLERANCE_POINTS,
                 lost,

@@ -9,7 +9,9 @@ with the papers' numbers beside ours (P2, arXiv 2606.07082, Tables 1 and 6, Figu
 
 RLVR is GRPO with group-normalised advantages, clipping 0.2/0.28, no KL term, the reward
 of `config.reward` (`exact`: the answer, token for token), and groups without contrast
-left out and counted.
+left out and counted. Every regime's loss is a mean over the tokens of a mini-batch,
+which is ours: P1's OPD sums over a response's tokens (eq. 9), its GRPO averages each
+response (eq. 7).
 Deviations from P2: the tiny world's size, float32 masters, rates, no weight decay, and
 what configs/training_regimes.py marks as ours. An interrupted run continues when it is
 started again.

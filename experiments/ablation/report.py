@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.ablation import rates as rates_module
 from experiments.common.arm_geometry import ArmGeometry
-from experiments.common.outcome import LATE, Outcome, late
+from experiments.common.outcome import INTERVALS, LATE, Outcome, late
 from geomjax.analysis import plots
 from geomjax.analysis import report as reports
 from geomjax.analysis.report import Cell, Claim, Column, Estimate, Table
@@ -316,7 +316,7 @@ def write(
         "which coordinates, does distillation need? Claims are those of "
         "arXiv 2606.13657, with thresholds that were fixed before the runs.",
     )
-    report.section("Claims", reports.Claims(claims))
+    report.section("Claims", reports.Claims(claims), INTERVALS)
     arms = report.section("Arms", _arms_table(results))
     for name, why in record["skipped"].items():
         arms.add(f"{name} was not run: {why}.")

@@ -17,6 +17,12 @@ from geomjax.typing import Params
 LATE = 5
 """Evaluations at the end of a run whose mean is its late value (P1, Section 5)."""
 
+INTERVALS = (
+    "Intervals are over seeds alone: one anchor, one teacher and one test split are "
+    "given, and what others would give is not in them."
+)
+"""What reports say below their claims."""
+
 FINAL = "final"
 FINISHED = "finished.json"
 CHECKPOINTS = "checkpoints"

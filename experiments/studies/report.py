@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.common import workdir as workdirs
 from experiments.common.environment import command, environment
-from experiments.common.outcome import LATE
+from experiments.common.outcome import INTERVALS, LATE
 from experiments.studies.measured import Measured
 from experiments.studies.verdict import Spread, Verdict
 from geomjax.analysis import plots
@@ -190,7 +190,7 @@ def write_results(
     styles = plots.assign_styles(list(arms))
     report = reports.Report(title, lead)
     shown = [claim.shown() for claim in claims]
-    report.section("Claims", reports.Claims(shown))
+    report.section("Claims", reports.Claims(shown), INTERVALS)
     report.section("Arms", arms_table(arms), accuracy_plot(arms, styles))
     for heading, blocks in sections.items():
         report.section(heading, *blocks)

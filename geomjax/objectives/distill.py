@@ -43,8 +43,10 @@ def sampled_token(
 
         L = -sum_t w_t min(rho_t A_t, clip(rho_t, 1 - c, 1 + c) A_t)
 
-    P1 does not give its clipping; c is a setting of ours. The advantage uses the
-    log-probabilities recorded at sampling, as P1's framework does.
+    P1 does not give its clipping; c is a setting of ours. Eq. (9) sums over the tokens
+    of a response: the mean that the weights make is ours, and that of the scripts which
+    P1 follows. The advantage uses the log-probabilities recorded at sampling, as P1's
+    framework does.
 
     Args:
       student: The model that is trained.

@@ -34,6 +34,10 @@ def group_advantages(
     are marked, so that they can be left out and counted (the dynamic filtering of P2
     and DAPO, which draws other prompts in their place; here the batch shrinks instead).
 
+    Differs from eq. (7) in how the loss is reduced: there it is a mean over each
+    response's tokens, `1/|y_i|`, and then over responses; by `token_mean` every token
+    of a mini-batch weighs the same, which is ours (and DAPO's).
+
     Args:
       rewards: Rewards, the n rows of a prompt adjacent.
       group_size: n, completions of a prompt.
