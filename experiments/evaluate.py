@@ -11,7 +11,8 @@ generations, `results.json`, and all generations as JSON lines; a run that was k
 continues when it is started again, and ends with the same bytes. Several processes
 divide the blocks of generations, each with the whole model on its first device or a
 `--mesh` of its own, and process 0 writes the report; a suite has about
-problems x samples / (8 x rows) blocks.
+problems x samples / (8 x rows) blocks. SIGTERM to one of them stops all, in the midst
+of a block; whole blocks are kept.
 
 Defaults: 16 samples (P1, arXiv 2606.13657, reports mean@16), at most 15,360 tokens (its
 Table 5), temperature 0.7 and top-p 0.95. P1 gives neither of the last two: they are the
@@ -241,12 +242,17 @@ def _evaluate(
         )
         path = directory / f"{suite.name}.jsonl"
         plans.append((path, task, drawing, missing_blocks(path, task)))
-    turn = 0
-    for suite, (path, task, drawing, blocks) in zip(suites, plans, strict=True):
-        sampler = ContinuousSampler(model, params, drawing, rows=config.rows)
-        make = partial(generate, path, task, blocks, turn, sampler, tokenizer)
-        _with_progress(config, suite, task, blocks, make)
-        turn += len(blocks)
+
+    def make_all() -> None:
+        turn = 0
+        for suite, (path, task, drawing, blocks) in zip(suites, plans, strict=True):
+            sampler = ContinuousSampler(model, params, drawing, rows=config.rows)
+            make = partial(generate, path, task, blocks, turn, sampler, tokenizer)
+            _with_progress(config, suite, task, blocks, make)
+            turn += len(blocks)
+
+    # A block may take longer than a process that is told to end is given.
+    hosts.independently(make_all)
     return [collect(path, task) for path, task, _, _ in plans]
 
 

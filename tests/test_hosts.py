@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 
 import pytest
 
@@ -150,6 +151,19 @@ def test_one_process_is_alone_and_asks_nobody():
     done = []
     hosts.independently(lambda: done.append(1))
     assert done == [1]
+
+
+def test_a_file_that_a_host_sees_late_is_awaited(monkeypatch, tmp_path):
+    late = tmp_path / "late"
+    monkeypatch.setattr(hosts, "count", lambda: 2)
+    writer = threading.Timer(0.1, late.touch)
+    writer.start()
+    hosts.await_file(late)
+    assert late.exists()
+    writer.join()
+    # One that never comes is left to whoever opens it.
+    monkeypatch.setattr(hosts, "VISIBLE_S", 0.1)
+    hosts.await_file(tmp_path / "never")
 
 
 def test_slurm_is_found_in_the_environment(monkeypatch):

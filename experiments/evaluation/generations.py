@@ -30,7 +30,6 @@ from geomjax.evaluation.summary import Sample
 from geomjax.rewards.contract import Judgement
 from geomjax.rewards.pool import RewardPool
 from geomjax.rollout.continuous import Completed, ContinuousSampler
-from geomjax.train.errors import Preempted
 
 
 class Generation(NamedTuple):
@@ -120,7 +119,7 @@ def generate(
     pool: RewardPool,
     on_samples: Callable[[Sequence[Generation]], None],
 ) -> None:
-    """Generates and judges this process's share of the blocks.
+    """Generates and judges this process's share of the blocks; waits for no other.
 
     Args:
       path: The file of the generations.
@@ -131,23 +130,17 @@ def generate(
       tokenizer: Its tokenizer.
       pool: Judges them.
       on_samples: Called with each block that this process has made.
-
-    Raises:
-      Preempted: Of several processes, one was told to end. Whole blocks are kept.
     """
     count = hosts.count()
     place = (hosts.index() - turn) % count
     with _part(path, hosts.index()).open("a", encoding="utf-8") as file:
-        for start in range(0, len(blocks), count):
-            if hosts.preempted():
-                raise Preempted(f"told to end; {path.parent} goes on from whole blocks")
-            for first in blocks[start : start + count][place : place + 1]:
-                problems = range(first, min(first + task.block, len(task.examples)))
-                made = _block(task, problems, sampler, tokenizer, pool)
-                file.writelines(each.line() for each in made)
-                file.flush()
-                os.fsync(file.fileno())
-                on_samples(made)
+        for first in blocks[place::count]:
+            problems = range(first, min(first + task.block, len(task.examples)))
+            made = _block(task, problems, sampler, tokenizer, pool)
+            file.writelines(each.line() for each in made)
+            file.flush()
+            os.fsync(file.fileno())
+            on_samples(made)
 
 
 def collect(path: Path, task: Task) -> list[Generation]:

@@ -2,17 +2,28 @@
 
 import json
 import shutil
+import signal
+import threading
+import time
 
 import host_processes
 import pytest
 from evaluate_runs import evaluated
 from vl_folders import save_geometry3k, save_vl
 
+from experiments.common.cli import PREEMPTED_STATUS
 from experiments.common.world import TINY_WORLD
 from experiments.evaluation import generations
-from experiments.evaluation.generations import Task, generate
+from experiments.evaluation.generations import (
+    Generation,
+    Task,
+    collect,
+    generate,
+    missing_blocks,
+)
 from geomjax import hosts
-from geomjax.train.errors import Preempted
+from geomjax.evaluation.summary import Sample
+from geomjax.rewards.contract import Judgement
 
 
 def _command(
@@ -98,11 +109,52 @@ def test_two_processes_with_a_mesh_each_evaluate_images_as_one_device(tmp_path):
     assert _figures(two)[0] == _figures(one)[0]
 
 
-def test_processes_told_to_end_stop_between_blocks(monkeypatch, tmp_path):
+@pytest.mark.slow
+def test_two_processes_stop_together_where_one_is_told_to(tmp_path):
+    workdir = tmp_path / "run"
+    # A block is one problem of 64 samples, and there are hundreds.
+    command = _command(workdir, "--samples=64", limit=0)
+    processes = host_processes.start(command, 2)
+    parts = [workdir / f"checkpoint/tiny-world.jsonl{end}" for end in ("", ".part1")]
+    while not all(part.exists() and part.stat().st_size for part in parts):
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.01)
+    processes[1].send_signal(signal.SIGTERM)
+    told = time.monotonic()
+    ended = host_processes.end(processes, timeout_s=60)
+    assert time.monotonic() - told < 25  # Slices and Slurm jobs are given 30 s.
+    for process in ended:
+        assert process.status == PREEMPTED_STATUS, process.output
+        assert "preempted: told to end; start the same again" in process.output
+        assert "Traceback" not in process.output
+    assert not (workdir / "results.json").exists()
+    problems = (workdir / "checkpoint/tiny-world.problems.jsonl").read_bytes()
+    task = Task([None] * problems.count(b"\n"), [], 64, 1, 0)
+    missing = missing_blocks(parts[0], task)
+    assert {0, 1}.isdisjoint(missing)  # Each process's first.
+    assert len(missing) > len(task.blocks) / 2
+
+
+def test_blocks_that_are_seen_late_are_awaited_and_then_missed(monkeypatch, tmp_path):
+    path, task = tmp_path / "suite.jsonl", Task([None] * 2, [], 1, 1, 0)
+    judged = Sample(Judgement(1.0, "right", "judged", "4"), 1, True)
+    first, second = (Generation(i, 0, "4", judged) for i in range(2))
+    path.write_text(first.line())
+    part = path.with_name(f"{path.name}.part1")
+    writer = threading.Timer(0.1, part.write_text, [second.line()])
+    writer.start()
+    assert collect(path, task) == [first, second]
+    writer.join()
+    path.write_text(first.line())
+    monkeypatch.setattr(hosts, "VISIBLE_S", 0.1)
+    with pytest.raises(OSError, match="1 blocks of another process do not appear"):
+        collect(path, task)
+
+
+def test_processes_take_blocks_in_turn(monkeypatch, tmp_path):
     made = []
     monkeypatch.setattr(hosts, "count", lambda: 2)
     monkeypatch.setattr(hosts, "index", lambda: 1)
-    monkeypatch.setattr(hosts, "preempted", lambda: len(made) == 2)
 
     def block(task, problems, *_):
         made.append(problems)
@@ -111,11 +163,9 @@ def test_processes_told_to_end_stop_between_blocks(monkeypatch, tmp_path):
     monkeypatch.setattr(generations, "_block", block)
     task = Task([None] * 9, [], 1, 2, 0)
     run = (tmp_path / "suite.jsonl", task, list(task.blocks))
-    with pytest.raises(Preempted, match="goes on from whole blocks"):
-        generate(*run, 0, None, None, None, lambda block: None)
+    generate(*run, 0, None, None, None, lambda block: None)
     assert made == [range(2, 4), range(6, 8)]
     # Where the turn begins with this process, it takes the first block.
     made.clear()
-    monkeypatch.setattr(hosts, "preempted", lambda: False)
     generate(*run, 1, None, None, None, lambda block: None)
     assert made == [range(0, 2), range(4, 6), range(8, 9)]
