@@ -124,20 +124,28 @@ def _run(
     outcomes, sweep = _run_arms(config, runner, arms)
     anchor = hosts.fetch(world.student.params)
     world = world._replace(student=dataclasses.replace(world.student, params=anchor))
-    found = _Found(outcomes, sweep, skipped, teacher_accuracy, judge.notes())
+    found = _Found(
+        outcomes,
+        sweep,
+        skipped,
+        teacher_accuracy,
+        judge.notes(),
+        runner.compilations(),
+    )
     return hosts.on_main(
         lambda: _conclude(config, world, workdir, found, before, started)
     )
 
 
 class _Found(NamedTuple):
-    """What training has given: runs by arm, every rate, arms left out, judgements."""
+    """What training has given: reported runs by arm, and what to say of the rest."""
 
     outcomes: dict[str, list[Outcome]]
     sweep: dict[str, list[dict[str, Any]]]
     skipped: dict[str, str]
     teacher_accuracy: float | None
     notes: list[str]
+    compilations: dict[str, int]
 
 
 def _conclude(
@@ -166,6 +174,7 @@ def _conclude(
         "skipped": found.skipped,
         "claims": [claim._asdict() for claim in claims],
         "sweep": found.sweep,
+        "compilations": found.compilations,
         "wall_s": _wall_time(workdir, before + time.monotonic() - started),
         "config": workdirs.resolved(config),
         "environment": environment(),

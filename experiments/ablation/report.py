@@ -338,6 +338,9 @@ def write(
         "How it was run",
         reports.Code(command),
         reports.Facts("Configuration", record["config"], collapsed=True),
+        reports.Facts(
+            "Programs and how often each was compiled", record["compilations"]
+        ),
         reports.Facts("Environment", record["environment"]),
         f"Wall time: {record['wall_s']:.0f} s.",
     )

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from experiments.ablation.arms import MASKS, Arm
 from experiments.ablation.work import step_work
+from experiments.common.compilations import compiled
 from experiments.common.evaluation import (
     make_evaluate,
     make_split_accuracy,
@@ -32,6 +33,7 @@ from geomjax.objectives.base import Objective
 from geomjax.objectives.distill import full_vocabulary, sampled_token
 from geomjax.optim.build import OptimizerSpec, build
 from geomjax.optim.freeze import frozen_paths
+from geomjax.optim.given_rate import given_rate
 from geomjax.optim.mask_file import save_mask
 from geomjax.optim.mask_select import (
     matched_random_mask,
@@ -44,7 +46,7 @@ from geomjax.rewards.judge import Judge
 from geomjax.train.layout import state_layout
 from geomjax.train.loop import Schedule, run
 from geomjax.train.profile import parse_steps
-from geomjax.train.step import Step, init_state, make_distill_step
+from geomjax.train.step import Step, TrainState, init_state, make_distill_step
 from geomjax.typing import Params
 
 DIVERGENCES = ("reverse_kl", "forward_kl", "jsd")
@@ -109,7 +111,7 @@ class Runner:
             parse_steps(config.profile_steps),
         )
         self._objective = make_objective(config, world)
-        self._steps: dict[tuple[str, float, bool], Step] = {}
+        self._steps: dict[str, Step] = {}
         self._evaluate = make_evaluate(config, world, judge)
         self._work = step_work(world, config.prompts_per_step)
 
@@ -203,30 +205,19 @@ class Runner:
         config, world = self.config, self.world
         started = time.monotonic()
         mask = self._mask(arm, seed, own)
-        tx = build(
+        tx = given_rate(
             self._spec(arm, rate), self.roles, None if mask is None else mask.tree
         )
         layout = state_layout(world.student.params, tx)
-        cached = arm.optimizer, rate, mask is None
-        if cached not in self._steps:
-            self._steps[cached] = make_distill_step(
-                world.student.model,
-                self._objective,
-                tx,
-                world.sampling,
-                mini_batches=config.mini_batches,
-                micro_batches=config.micro_batches,
-                layout=layout,
-            )
-        step = self._steps[cached]
+        step = self._step(arm, tx, mask, layout)
         batch_at, batches = world.train_batches(config.prompts_per_step, seed)
         whole = world.student.model.placement.sharding()
-        key = hosts.put(jax.random.key(seed), whole)
+        key, given = hosts.put((jax.random.key(seed), np.float32(rate)), whole)
 
         def advance(state, index):
             batch = batches.put(prompts.at(index))
             draw = jax.random.fold_in(key, hosts.put(np.uint32(index), whole))
-            return step(state, world.teacher.params, batch, draw)
+            return step(state, world.teacher.params, batch, draw, learning_rate=given)
 
         state = init_state(world.student.params, tx, layout)
         with Pipeline(batch_at) as prompts, self._tracked(directory) as wrap:
@@ -255,6 +246,27 @@ class Runner:
             seconds=time.monotonic() - started,
             input_wait_s=prompts.wait.total_s,
         )
+
+    def _step(
+        self, arm: Arm, tx: Any, mask: Mask | None, layout: TrainState | None
+    ) -> Step:
+        """The program of an optimizer, masked or not: rates and masks are its data."""
+        name = arm.optimizer + ("" if mask is None else ", masked")
+        if name not in self._steps:
+            self._steps[name] = make_distill_step(
+                self.world.student.model,
+                self._objective,
+                tx,
+                self.world.sampling,
+                mini_batches=self.config.mini_batches,
+                micro_batches=self.config.micro_batches,
+                layout=layout,
+            )
+        return self._steps[name]
+
+    def compilations(self) -> dict[str, int]:
+        """How often each optimizer's step was compiled in this process."""
+        return {f"step {name}": compiled(step) for name, step in self._steps.items()}
 
     def _tracked(self, directory: Path) -> AbstractContextManager[Any]:
         """Sends a run's metrics to the tracker asked for, named as its folder."""

@@ -9,6 +9,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from experiments.common.compilations import compiled
 from experiments.common.world import World
 from experiments.studies.forms import is_privileged
 from geomjax import hosts
@@ -194,11 +195,6 @@ class Sequences:
         parts: Any = (*padded, log_probs, batch.images, rewards)
         *arrays, rewards = self._lie.put(parts)
         return Drawn(Rollout(*arrays), rewards)
-
-
-def compiled(function: Callable) -> int:
-    """How many programs a jitted function has compiled."""
-    return function._cache_size()  # type: ignore[attr-defined]
 
 
 def _filled(template: str, example: Example) -> str:

@@ -12,6 +12,7 @@ import ml_collections
 import numpy as np
 import optax
 
+from experiments.common.compilations import compiled
 from experiments.common.evaluation import make_evaluate
 from experiments.common.outcome import FINISHED, Outcome, finish, read_outcome
 from experiments.common.tracking import tracked
@@ -20,7 +21,7 @@ from experiments.common.world import World
 from experiments.studies.forms import is_form, is_privileged, make_form
 from experiments.studies.rate import with_rate
 from experiments.studies.run import FLOAT32, IMITATED, KINDS, STORED, Run
-from experiments.studies.sequences import Drawn, Sequences, compiled
+from experiments.studies.sequences import Drawn, Sequences
 from geomjax import hosts
 from geomjax.checkpoints import SafetensorsSource, write_safetensors
 from geomjax.models import hf

@@ -11,6 +11,7 @@ from geomjax.optim.bfloat16 import StoredState, stochastic_round, stored_bfloat1
 from geomjax.optim.build import OptimizerSpec, build
 from geomjax.optim.coordinate_mask import CoordinateMaskState, coordinate_mask
 from geomjax.optim.freeze import freeze, frozen_paths
+from geomjax.optim.given_rate import given_rate
 from geomjax.optim.lamb import lamb
 from geomjax.optim.make import decay_mask, make
 from geomjax.optim.mask_file import load_mask, read_provenance, save_mask
@@ -50,6 +51,7 @@ __all__ = [
     "decay_mask",
     "freeze",
     "frozen_paths",
+    "given_rate",
     "lamb",
     "leading_right_basis",
     "learning_rate_schedule",

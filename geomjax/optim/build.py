@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import optax
+from jaxtyping import Array, Float
 
 from geomjax.optim.bfloat16 import stored_bfloat16
 from geomjax.optim.coordinate_mask import coordinate_mask
@@ -22,7 +23,7 @@ class OptimizerSpec:
 
     Attributes:
       name: as in `make`: an optax name or "package.module:function".
-      learning_rate: the rate after warm-up.
+      learning_rate: the rate after warm-up; traced in `given_rate`.
       schedule: "constant", "linear" or "cosine", as in `learning_rate_schedule`.
       warmup_steps: optimizer updates of linear warm-up.
       total_steps: optimizer updates in all; needed by schedules that decay.
@@ -37,7 +38,7 @@ class OptimizerSpec:
     """
 
     name: str
-    learning_rate: float
+    learning_rate: float | Float[Array, ""]
     schedule: str = "constant"
     warmup_steps: int = 0
     total_steps: int | None = None

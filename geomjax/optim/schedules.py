@@ -2,14 +2,16 @@
 
 import math
 
+import jax
 import optax
+from jaxtyping import Array, Float
 
 _NAMES = ("constant", "linear", "cosine")
 
 
 def learning_rate_schedule(
     name: str,
-    peak: float,
+    peak: float | Float[Array, ""],
     *,
     warmup_steps: int = 0,
     total_steps: int | None = None,
@@ -23,7 +25,7 @@ def learning_rate_schedule(
 
     Args:
       name: what follows the warm-up: "constant", "linear" or "cosine".
-      peak: the learning rate after the warm-up.
+      peak: the learning rate after the warm-up; a traced one is not checked.
       warmup_steps: optimizer updates of linear warm-up, 0 for none.
       total_steps: optimizer updates in all, warm-up included; unused by "constant".
 
@@ -36,7 +38,8 @@ def learning_rate_schedule(
     """
     if name not in _NAMES:
         raise ValueError(f"schedule: got {name!r}, expected one of {list(_NAMES)}")
-    if not (math.isfinite(peak) and peak >= 0):
+    traced = isinstance(peak, jax.core.Tracer)
+    if not traced and not (math.isfinite(peak) and peak >= 0):
         raise ValueError(f"learning_rate: got {peak}, expected a finite number >= 0")
     if warmup_steps < 0:
         raise ValueError(f"warmup_steps: got {warmup_steps}, expected 0 or more")

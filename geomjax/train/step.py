@@ -38,9 +38,7 @@ StepMetrics = dict[str, Float[Array, " u"]]
 
 Step = Callable[..., tuple[TrainState, StepMetrics]]
 
-Update = Callable[
-    [Params, Any, Params, Batch], tuple[Params, Any, dict[str, Float[Array, ""]]]
-]
+Update = Callable[..., tuple[Params, Any, dict[str, Float[Array, ""]]]]
 
 
 def init_state(
@@ -135,20 +133,20 @@ def make_update(
       layout: Shardings of the state on a mesh.
 
     Returns:
-      `update(params, opt_state, context, batch) -> (params, opt_state, metrics)`. The
-      metrics are the objective's, with `loss`, `grad_norm`, `update_norm`, the
-      optimizer's figures where it has moments (`adam_state_figures`; the cosine with
-      the momentum before the update, 0 at the first), and `finite/PATH`
-      for every parameter, 1.0 where its gradient is finite.
+      `update(params, opt_state, context, batch, **given) -> (params, opt_state,
+      metrics)`, where `given` goes on to `tx`. The metrics are the objective's, with
+      `loss`, `grad_norm`, `update_norm`, the optimizer's figures where it has moments
+      (`adam_state_figures`; the cosine with the momentum before the update, 0 at the
+      first), and `finite/PATH` for every parameter, 1.0 where its gradient is finite.
     """
     of_params, of_state = (None, None) if layout is None else layout[1:]
 
-    def update(params, opt_state, context, batch):
+    def update(params, opt_state, context, batch, **given):
         gradients, loss, metrics = accumulate_gradients(
             objective, params, context, batch, micro_batches, of_params
         )
         before = opt_state
-        updates, opt_state = tx.update(gradients, before, params)
+        updates, opt_state = tx.update(gradients, before, params, **given)
         metrics = metrics | {
             "loss": loss,
             "grad_norm": optax.tree.norm(gradients),
@@ -295,10 +293,11 @@ def make_distill_step(
 ) -> Step:
     """A training step of on-policy distillation, P1's outer loop, jitted.
 
-    `step(state, teacher_params, prompts, key)` samples n completions of each prompt
-    from the student, and then takes `mini_batches` optimizer updates on them, each on
-    its own share of the prompts. The state is donated. Images of the prompts are read
-    again in each update, so that a vision tower is trained too.
+    `step(state, teacher_params, prompts, key, **given)` samples n completions of each
+    prompt from the student, and then takes `mini_batches` optimizer updates on them,
+    each on its own share of the prompts; `given` is what the optimizer takes beside
+    them, such as the rate of `given_rate`. The state is donated. Images of the prompts
+    are read again in each update, so that a vision tower is trained too.
 
     Args:
       student: The model that samples and is trained.
@@ -315,7 +314,7 @@ def make_distill_step(
     """
     update = make_update(objective, tx, micro_batches=micro_batches, layout=layout)
 
-    def step(state: TrainState, teacher_params: Params, prompts: PromptBatch, key):
+    def step(state: TrainState, teacher_params, prompts: PromptBatch, key, **given):
         count = prompts.tokens.shape[0]
         if count % mini_batches:
             raise ValueError(
@@ -327,7 +326,9 @@ def make_distill_step(
         def body(carry, part):
             batch = mini_batch(part, sampling.max_new_tokens)
             params, opt_state = carry
-            *updated, metrics = update(params, opt_state, teacher_params, batch)
+            *updated, metrics = update(
+                params, opt_state, teacher_params, batch, **given
+            )
             lengths = part.completion.sum(axis=-1, dtype=jnp.float32)
             metrics["completion_tokens"] = lengths.mean()
             return tuple(updated), metrics

@@ -98,6 +98,14 @@ def test_results_have_the_documented_schema(ablation_run):
             }
 
 
+def test_arms_share_programs_and_nothing_is_compiled_twice(ablation_run):
+    assert ablation_run.record["compilations"] == {
+        "step adamw": 1,
+        "step sgd": 1,
+        "step adamw, masked": 1,
+    }
+
+
 def test_claims_are_recorded_with_their_evidence(ablation_run):
     claims = ablation_run.record["claims"]
     assert len(claims) == 4
