@@ -1,6 +1,7 @@
 """What a step of each kind of run learns from, as a function of seed and step."""
 
 import re
+import time
 from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -42,10 +43,15 @@ class Sequences:
     """Draws sequences from student, teacher and data set, all of one shape.
 
     On a mesh they lie over the devices of all processes, split by sequence.
+
+    Attributes:
+      waited_s: Seconds in which draws waited for their prompts, which are read as they
+        are needed and not ahead.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, world: World, judge: Judge):
         self._config, self._world, self._judge = config, world, judge
+        self.waited_s = 0.0
         self._student = make_draw(world.student.model, world.sampling)
         # Models of one configuration share the program.
         same = world.teacher.model == world.student.model
@@ -85,11 +91,12 @@ class Sequences:
         """`(student_params, step, key)` to the sequences of a step."""
         if kind == "responses":
             batch_at, _ = self._world.train_batches(self._rows, seed)
-            return partial(self._responses, batch_at)
+            return partial(self._responses, self._timed(batch_at))
         foreign = kind in ("foreign", "teacher_samples")
         privileged = is_privileged(kind)
         count = self._config.prompts_per_step
         batch_at, batches = self._world.train_batches(count, seed)
+        batch_at = self._timed(batch_at)
         size = len(self._world.train.token_ids)
 
         def drawn(params: Params, step: int, key: PRNGKey) -> Drawn:
@@ -105,6 +112,17 @@ class Sequences:
             return Drawn(rollout, rewards, known)
 
         return drawn
+
+    def _timed(
+        self, batch_at: Callable[[int], PromptBatch]
+    ) -> Callable[[int], PromptBatch]:
+        def timed(step: int) -> PromptBatch:
+            start = time.perf_counter()
+            batch = batch_at(step)
+            self.waited_s += time.perf_counter() - start
+            return batch
+
+        return timed
 
     @cached_property
     def _privileged(self) -> list[np.ndarray]:

@@ -188,7 +188,7 @@ class Study:
         on_step: Callable[[int, dict[str, float]], None],
     ) -> None:
         run.controls.check()
-        started = time.monotonic()
+        started, waited_s = time.monotonic(), self._sequences.waited_s
         params = self.placed(start.params)
         tx = self._transform(run, start)
         layout = state_layout(params, tx)
@@ -226,7 +226,7 @@ class Study:
             trained=_trained_share(start.mask),
             mask_threshold=None,
             seconds=time.monotonic() - started,
-            input_wait_s=0.0,  # Drawing is part of the step.
+            input_wait_s=self._sequences.waited_s - waited_s,
         )
 
     def _tracked(self, directory: Path, run: Run) -> AbstractContextManager[Any]:

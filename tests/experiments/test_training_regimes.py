@@ -86,6 +86,14 @@ def test_arms_learn_from_what_they_should(finished):
     assert rows(workdir, "opd")[0]["ratio"] == pytest.approx(1, abs=1e-3)
 
 
+def test_the_wait_for_prompts_is_measured(finished):
+    workdir, _ = finished
+    for arm in ("sft", "opd", "rlvr"):
+        path = workdir / "arms" / arm / "seed_0" / "finished.json"
+        record = json.loads(path.read_text())
+        assert 0 < record["input_wait_s"] < record["seconds"]
+
+
 def test_snapshots_are_on_the_way_from_start_to_end(finished):
     workdir, _ = finished
     folder = workdir / "arms" / "opd" / "seed_0"
