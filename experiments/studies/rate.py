@@ -1,11 +1,15 @@
 """A constant learning rate that is data, so that runs at several share a program."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float
+
+from geomjax.typing import Params
 
 
 class RateState(NamedTuple):
@@ -25,8 +29,9 @@ def with_rate(
 ) -> optax.GradientTransformationExtraArgs:
     """Multiplies the update of a transform, made at the rate 1, by a rate.
 
-    The update of every optimizer here, weight decay included, is proportional to its
-    learning rate. `update` reads the rate from the state alone.
+    The update of every optimizer of `geomjax.optim.make`, weight decay included, is
+    proportional to its learning rate; `require_proportional` refuses one of somebody
+    else's that is not. `update` reads the rate from the state alone.
 
     Args:
       rate: Constant, above 0.
@@ -55,3 +60,46 @@ def with_rate(
         return updates, RateState(state.rate, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def require_proportional(
+    make: Callable[[float], optax.GradientTransformation], params: Params
+) -> None:
+    """Refuses an optimizer whose update is not proportional to its learning rate.
+
+    Two updates are made at each of two rates, with drawn gradients, of tensors with the
+    parameters' names and at most 4 entries a side.
+
+    Args:
+      make: From a learning rate to the transform.
+      params: Parameters, of which the shapes are read.
+
+    Raises:
+      ValueError: The updates of a tensor differ by more than their factor.
+    """
+    rng = np.random.default_rng(0)
+
+    def draw() -> Params:
+        return jax.tree.map(
+            lambda x: jnp.asarray(rng.normal(size=[min(n, 4) for n in x.shape]), "f4"),
+            params,
+        )
+
+    small, gradients = draw(), (draw(), draw())
+
+    def updates(rate: float) -> list[Any]:
+        tx, found = make(rate), []
+        state = tx.init(small)
+        for gradient in gradients:
+            update, state = tx.update(gradient, state, small)
+            found += map(np.asarray, jax.tree.leaves(update))
+        return found
+
+    whole, rate = updates(1.0), 1e-3
+    for one, other in zip(whole, updates(rate), strict=True):
+        scaled = rate * one
+        if not np.linalg.norm(other - scaled) <= 1e-3 * np.linalg.norm(scaled):
+            raise ValueError(
+                "optimizer.transform: its update is not proportional to its learning "
+                "rate, by which studies scale it; `optimizer_ablation` takes it"
+            )

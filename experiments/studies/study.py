@@ -19,7 +19,7 @@ from experiments.common.tracking import tracked
 from experiments.common.workdir import resolved
 from experiments.common.world import World
 from experiments.studies.forms import is_form, is_privileged, make_form
-from experiments.studies.rate import with_rate
+from experiments.studies.rate import require_proportional, with_rate
 from experiments.studies.run import FLOAT32, IMITATED, KINDS, STORED, Run
 from experiments.studies.sequences import Drawn, Sequences
 from geomjax import hosts
@@ -93,6 +93,10 @@ class Study:
         self._judge = judge
         self._whole = world.student.model.placement.sharding()
         self.roles = hf.roles(world.student.model.config)
+        if ":" in config.optimizer.transform:  # Not one of ours, which all are.
+            require_proportional(
+                lambda rate: build(self._spec(rate), self.roles), world.student.params
+            )
         self.snapshots = snapshot_steps(config)
         self._evaluate = make_evaluate(config, world, judge)
         self._sequences = Sequences(config, world, judge)
@@ -346,11 +350,11 @@ class Study:
             )
         return self._sources[run]
 
-    def _spec(self) -> OptimizerSpec:
+    def _spec(self, rate: float = 1.0) -> OptimizerSpec:
         optimizer = self.config.optimizer
         return OptimizerSpec(
             name=optimizer.transform,
-            learning_rate=1.0,  # `with_rate` scales it.
+            learning_rate=rate,  # `with_rate` scales it.
             clip_norm=optimizer.clip_norm or None,
             kwargs=optimizer.options.to_dict(),
         )

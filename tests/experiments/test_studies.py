@@ -34,7 +34,7 @@ from experiments.studies.begin import begin
 from experiments.studies.costs import cost_table
 from experiments.studies.measured import Measured, study_metrics
 from experiments.studies.moments import moments_section
-from experiments.studies.rate import with_rate
+from experiments.studies.rate import require_proportional, with_rate
 from experiments.studies.report import accuracy_plot, arms_table
 from experiments.studies.run import Run
 from experiments.studies.settings import base_folder, check_settings
@@ -115,6 +115,19 @@ def test_a_rate_in_the_state_is_the_rate_of_the_optimizer():
     whole = optax.adamw(0.01, weight_decay=0.1)
     scaled = with_rate(0.01, optax.adamw(1.0, weight_decay=0.1))
     np.testing.assert_allclose(after(scaled), after(whole), rtol=1e-5)
+
+
+def test_an_optimizer_that_no_rate_scales_is_refused():
+    params = {"w": jnp.zeros((9, 2)), "b": jnp.zeros(2)}
+
+    def bounded(rate):
+        return optax.chain(optax.sgd(rate), optax.clip(1e-2))
+
+    with jax.numpy_dtype_promotion("standard"):
+        require_proportional(optax.contrib.adopt, params)
+        require_proportional(lambda rate: optax.adamw(rate, weight_decay=0.1), params)
+        with pytest.raises(ValueError, match="not proportional to its learning rate"):
+            require_proportional(bounded, params)
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, float("inf"), float("nan")])
