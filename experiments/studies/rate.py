@@ -88,7 +88,8 @@ def require_proportional(
     small, gradients = draw(), (draw(), draw())
 
     def updates(rate: float) -> list[Any]:
-        tx, found = make(rate), []
+        tx = make(rate)
+        found: list[Any] = []
         state = tx.init(small)
         for gradient in gradients:
             update, state = tx.update(gradient, state, small)
