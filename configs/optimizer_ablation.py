@@ -79,7 +79,8 @@ def get_config(variant: str = "default") -> ml_collections.ConfigDict:
             },
             # P1 masks the coordinates that moved by more than 1e-5, which were 17.5 %;
             # here the threshold is the one that gives this density. A mask_threshold
-            # above 0 is P1's rule for both, whatever density it gives.
+            # above 0 is P1's rule, on weights as stored in bfloat16, for own and
+            # teacher, whatever density it gives; random then has that of own.
             "mask_density": 0.175,
             "mask_threshold": 0.0,
             # P1 eq. (9). Others: reverse_kl, forward_kl, jsd (with jsd_beta).

@@ -64,7 +64,9 @@ def get_fields(variant: str = "deepscaler") -> Fields:
             }
             for name, (optimizer, mask) in arms.items()
         },
-        "mask_density": paper(0.175, "Figure 3: the density of the random mask"),
+        # Not read beside a threshold: the random mask then has the own mask's density.
+        "mask_density": paper(0.175, "Figure 3: of the OPD and the random mask"),
+        # Of bfloat16 weights: P1's masks hold what its sparsities (Table 2) leave.
         "mask_threshold": paper(1e-5, "section 5: of the OPD and the RLVR mask"),
         "objective": paper("sampled_token", "Table 5: k1, policy-gradient style"),
         "ratio_clip": ours(0.2, f"{_SILENT}; verl's default"),

@@ -26,10 +26,14 @@ class Arm(NamedTuple):
     learning_rates: tuple[float, ...]
     mask: str
 
-    @property
-    def needs_own(self) -> bool:
-        """Whether its mask is made of a run of the arm `adamw`."""
-        return self.mask in ("own", "matched_random")
+    def needs_own(self, mask_threshold: float) -> bool:
+        """Whether its mask is made of a run of the arm `adamw`.
+
+        By threshold, a random one is too: it has as many coordinates as the own mask.
+        """
+        return self.mask in ("own", "matched_random") or (
+            self.mask == "random" and mask_threshold > 0
+        )
 
 
 def check_settings(config: ml_collections.ConfigDict) -> None:
@@ -74,11 +78,11 @@ def read_arms(config: ml_collections.ConfigDict) -> list[Arm]:
             )
         arms.append(Arm(name, fields.optimizer, tuple(map(float, rates)), fields.mask))
     arms.sort(key=lambda arm: (_place(arm.mask), arm.name))
-    followers = [arm.name for arm in arms if arm.needs_own]
+    followers = [arm.name for arm in arms if arm.needs_own(config.mask_threshold)]
     if followers and not any(a.name == "adamw" and a.mask == "none" for a in arms):
         raise ValueError(
-            f"arms {followers} train the coordinates that the arm 'adamw' moved; there "
-            "must be such an arm, without a mask"
+            f"arms {followers} train coordinates by the mask of what the arm 'adamw' "
+            "moved; there must be such an arm, without a mask"
         )
     return arms
 

@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import ml_collections
+import ml_dtypes
 import numpy as np
 from tqdm import tqdm
 
 from experiments.ablation.arms import MASKS, Arm
 from experiments.ablation.work import step_work
+from experiments.common.arm_geometry import CONVERT
 from experiments.common.compilations import compiled
 from experiments.common.evaluation import (
     make_evaluate,
@@ -141,14 +143,14 @@ class Runner:
         if shapes[0] != shapes[1]:
             return "the teacher's parameters have other shapes than the student's"
         threshold = self.config.mask_threshold
-        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(self.delta(teacher))]
         if threshold > 0:
-            if any((np.abs(leaf) > np.float32(threshold)).any() for leaf in leaves):
+            if any(leaf.any() for leaf in jax.tree.leaves(self._above(teacher))):
                 return None
             return (
                 "the teacher differs from the student nowhere by more than the "
                 f"mask_threshold {threshold:g}"
             )
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(self.delta(teacher))]
         size = sum(leaf.size for leaf in leaves)
         share = sum(int(np.count_nonzero(leaf)) for leaf in leaves) / size
         if share < self.config.mask_density:
@@ -288,10 +290,23 @@ class Runner:
         return mean_score(accuracy(teacher.params))
 
     def delta(self, params: Params) -> Params:
-        """The update from the anchor, float32, frozen parameters as None."""
+        """The update from the anchor that masks are made of, frozen ones as None.
+
+        That of the float32 masters; where there is a `mask_threshold`, that of bfloat16
+        checkpoints, subtracted in bfloat16: P1's masks are what its sparsity leaves.
+        """
         new, old = hosts.fetch((params, self.world.student.params))
-        delta = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), new, old)
-        return self._trainable(delta)
+        convert = CONVERT["stored" if self.config.mask_threshold > 0 else "master"]
+
+        def subtract(a, b):
+            return convert(np.asarray(a)) - convert(np.asarray(b))
+
+        return self._trainable(jax.tree.map(subtract, new, old))
+
+    def _above(self, params: Params) -> Params:
+        """Where `delta` exceeds the threshold, rounded as the public script does."""
+        threshold = float(ml_dtypes.bfloat16(self.config.mask_threshold))
+        return threshold_mask(self.delta(params), threshold)
 
     def _trainable(self, tree: Params) -> Params:
         frozen = frozen_paths(self.world.student.params, tuple(self.config.frozen))
@@ -322,12 +337,15 @@ class Runner:
         )
 
     def _mask(self, arm: Arm, seed: int, own: Outcome | None) -> Mask | None:
-        """The mask of one run, as P1 defines it, by threshold or by density."""
+        """The mask of one run, as P1 defines it, by threshold or by density.
+
+        By threshold, `random` takes as many coordinates as the own mask, as in P1.
+        """
         density, threshold = self.config.mask_density, self.config.mask_threshold
 
         def moved(params: Params) -> Mask:
             if threshold > 0:
-                selected = threshold_mask(self.delta(params), threshold)
+                selected = self._above(params)
                 _require_some(selected, f"arm {arm.name}: mask_threshold {threshold:g}")
                 return Mask(selected, threshold)
             scores = jax.tree.map(np.abs, self.delta(params))
@@ -346,7 +364,7 @@ class Runner:
         if arm.mask == "teacher":
             return moved(self.world.teacher.params)
         key = jax.random.fold_in(jax.random.key(seed), MASKS.index(arm.mask))
-        if arm.mask == "random":
+        if arm.mask == "random" and not threshold:
             trainable = self._trainable(self.world.student.params)
             return Mask(random_mask(key, trainable, density), None)
         if own is None:
@@ -354,6 +372,8 @@ class Runner:
         mask = moved(own.params(self.world.student.model.config))
         if arm.mask == "own":
             return mask
+        if arm.mask == "random":
+            return Mask(random_mask(key, mask.tree, _density(mask.tree)), None)
         return Mask(matched_random_mask(key, mask.tree, self.roles), None)
 
     def _read_mask(self, path: str) -> Mask:
@@ -386,3 +406,13 @@ def _require_some(mask: Any, name: str) -> None:
     """Raises ValueError if a mask selects nothing: its run would train nothing."""
     if not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(mask)):
         raise ValueError(f"{name} selects no coordinate, so that nothing is trained")
+
+
+def _density(mask: Any) -> float:
+    """The density by which `random_mask` selects as many coordinates as a mask.
+
+    Half a coordinate less than the mask's, since it rounds up.
+    """
+    leaves = jax.tree.leaves(mask)
+    count = sum(int(leaf.sum()) for leaf in leaves)
+    return (count - 0.5) / sum(leaf.size for leaf in leaves)
