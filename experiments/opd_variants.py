@@ -220,9 +220,9 @@ def variants_table(arms: dict[str, Measured], sizes: dict[str, Sizes]) -> Table:
             [
                 name,
                 *(count / 1e6 for count in sizes[name]),
-                _estimate(arm.value(UNCHANGED)),
+                Estimate.from_samples(arm.value(UNCHANGED)),
                 PAPER.get(name),
-                *map(_estimate, samples),
+                *map(Estimate.from_samples, samples),
             ]
         )
     return Table(
@@ -234,10 +234,6 @@ def variants_table(arms: dict[str, Measured], sizes: dict[str, Sizes]) -> Table:
         "Of the tiny worlds' teachers the larger is the worse one: it solves 61 % of "
         "its test problems, the bundled one 98.6 %, so that they differ in skill too.",
     )
-
-
-def _estimate(samples: Sequence[float | None]) -> Estimate:
-    return Estimate.from_samples([x for x in samples if x is not None])
 
 
 def claims(arms: dict[str, Measured]) -> list[Verdict | Spread]:

@@ -52,6 +52,7 @@ from experiments.common.provenance import record_start
 from experiments.common.tracking import load_tracker
 from experiments.common.world import World, load_world, locate
 from geomjax import hosts
+from geomjax.analysis.journal import write_atomically
 from geomjax.data.chat import describe_first
 from geomjax.models.load import export
 from geomjax.rewards.judge import Judge
@@ -179,7 +180,8 @@ def _conclude(
         "config": workdirs.resolved(config),
         "environment": environment(),
     }
-    _write_json(workdir / "results.json", record)
+    text = json.dumps(record, indent=2) + "\n"
+    write_atomically(workdir / "results.json", text)
     _join_metrics(workdir / "metrics.jsonl", outcomes)
     files = write(workdir, results, record, claims, command(), found.teacher_accuracy)
     print_table(results, claims)
@@ -317,12 +319,6 @@ def _wall_time(workdir: Path, seconds: float) -> float:
     if path.exists():
         return json.loads(path.read_text())["wall_s"]
     return round(seconds, 1)
-
-
-def _write_json(path: Path, record: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=2) + "\n")
-    temporary.replace(path)
 
 
 def _join_metrics(path: Path, outcomes: dict[str, list[Outcome]]) -> None:

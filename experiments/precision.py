@@ -216,10 +216,7 @@ def format_table(arms: dict[str, Arm]) -> Table:
             arm.null(SHUFFLED, LOW),
             arm.measured.value(f"{LOW}_chance"),
         )
-        cells = [
-            Estimate.from_samples([x for x in s if x is not None]) for s in samples
-        ]
-        rows.append([name, *cells])
+        rows.append([name, *map(Estimate.from_samples, samples)])
     return Table(
         columns,
         rows,

@@ -225,12 +225,7 @@ def constraint_table(
                 for how in CONSTRAINTS
             ),
             Estimate.from_samples(arms[f"{name}_{FREE}"].gain()),
-            *(
-                Estimate.from_samples(
-                    [x for x in shares(arms, name, how) if x is not None]
-                )
-                for how in (OWN, RANDOM)
-            ),
+            *(Estimate.from_samples(shares(arms, name, how)) for how in (OWN, RANDOM)),
             *(max(outside[f"{name}_{how}"]) for how in (OWN, RANDOM)),
         ]
         for name in config.arms

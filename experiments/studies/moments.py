@@ -221,7 +221,7 @@ def moments_table(moments: Moments, reference: str) -> Table:
         for arm, by_matrix in moments.items():
             found = by_matrix[matrix]
             cells: list[Cell] = [
-                Estimate.from_samples([x for f in found if (x := f.get(n)) is not None])
+                Estimate.from_samples([f.get(n) for f in found])
                 for n, _ in MOMENT_COLUMNS.values()
             ]
             rows.append([matrix, arm, *cells])

@@ -16,6 +16,7 @@ from experiments.studies.measured import Measured
 from experiments.studies.verdict import Spread, Verdict
 from geomjax.analysis import plots
 from geomjax.analysis import report as reports
+from geomjax.analysis.journal import write_atomically
 from geomjax.analysis.report import Cell, Column, Estimate, Table
 
 Arms = Mapping[str, Measured]
@@ -39,10 +40,6 @@ class Ran(Protocol):
         """How long all of them trained."""
 
 
-def _estimate(samples: Sequence[float | None]) -> Estimate:
-    return Estimate.from_samples([s for s in samples if s is not None])
-
-
 def arms_table(arms: Arms) -> Table:
     """Accuracy and divergence of each arm."""
     columns = [
@@ -62,9 +59,9 @@ def arms_table(arms: Arms) -> Table:
                 name,
                 arm.runs[0].learning_rate,
                 float(curves[:, 0].mean()),
-                _estimate((np.array(arm.gain()) + curves[:, 0]).tolist()),
-                _estimate(arm.gain()),
-                _estimate(kl),
+                Estimate.from_samples((np.array(arm.gain()) + curves[:, 0]).tolist()),
+                Estimate.from_samples(arm.gain()),
+                Estimate.from_samples(kl),
             ]
         )
     seeds = len(next(iter(arms.values())).runs)
@@ -186,7 +183,8 @@ def write_results(
         "config": workdirs.resolved(study.config),
         "environment": environment(),
     }
-    _write_json(study.workdir / "results.json", record)
+    text = json.dumps(record, indent=2, allow_nan=False) + "\n"
+    write_atomically(study.workdir / "results.json", text)
     styles = plots.assign_styles(list(arms))
     report = reports.Report(title, lead)
     shown = [claim.shown() for claim in claims]
@@ -214,10 +212,3 @@ def _print_claims(claims: Sequence[reports.Claim]) -> None:
     for claim in claims:
         print(f"{verdict[claim.holds]:>14}: {claim.claim}"[:width])
         print(f"{'':16}{claim.evidence}")
-
-
-def _write_json(path: Path, record: Mapping[str, Any]) -> None:
-    text = json.dumps(record, indent=2, allow_nan=False) + "\n"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)

@@ -253,4 +253,4 @@ def agreement_table(found: Found) -> Table:
 
 
 def _estimate(seeds: Sequence[Mapping[str, Any]], key: str) -> Estimate:
-    return Estimate.from_samples([s[key] for s in seeds if s[key] is not None])
+    return Estimate.from_samples([s[key] for s in seeds])

@@ -8,7 +8,6 @@ from typing import Any
 import optax
 from jaxtyping import Array, Float
 
-from geomjax.optim.bfloat16 import stored_bfloat16
 from geomjax.optim.coordinate_mask import coordinate_mask
 from geomjax.optim.freeze import freeze
 from geomjax.optim.make import make
@@ -32,9 +31,6 @@ class OptimizerSpec:
       frozen: patterns of parameters to hold fixed, as in `freeze`.
       decay_kinds: kinds of parameter that weight decay applies to, None for all.
       kwargs: further keyword arguments of the optimizer, as in `make`.
-      stored: "nearest" or "stochastic" to round the parameters to bfloat16 after each
-        update, as in `stored_bfloat16`; None keeps float32 masters.
-      stored_seed: seed of the draws of stochastic rounding.
     """
 
     name: str
@@ -46,8 +42,6 @@ class OptimizerSpec:
     frozen: tuple[str, ...] = ()
     decay_kinds: tuple[str, ...] | None = None
     kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    stored: str | None = None
-    stored_seed: int = 0
 
 
 def build(
@@ -57,15 +51,15 @@ def build(
 
     The order, from the outside in:
 
-        stored_bfloat16(spec.stored, coordinate_mask(mask, project_updates(
-            basis, roles, freeze(spec.frozen, chain(clip, optimizer)))))
+        coordinate_mask(mask, project_updates(
+            basis, roles, freeze(spec.frozen, chain(clip, optimizer))))
 
     Gradients meet the mask or the basis first, lose the frozen parameters, are clipped
     by the global norm of what is left, and then reach the optimizer; its update, weight
     decay included, is masked or projected again on the way out. A part that is not
-    asked for is absent. Of mask, basis and rounding, a basis stands alone: the others
-    would take the parameters out of its subspace. "sparse_adamw" masks and clips by
-    itself, in the same order within `freeze`.
+    asked for is absent. A mask and a basis exclude each other: masked, the parameters
+    would leave the subspace. "sparse_adamw" masks and clips by itself, in the same
+    order within `freeze`.
 
     Args:
       spec: the description.
@@ -78,14 +72,14 @@ def build(
       The transform. Apply its updates with `geomjax.optim.apply_updates`.
 
     Raises:
-      ValueError: a bad name, keyword, schedule, pattern, clipping norm or rounding, or
-        a basis beside a mask or rounding; from `init`, patterns, masks and bases that
-        do not fit the parameters.
+      ValueError: a bad name, keyword, schedule, pattern or clipping norm, or a basis
+        beside a mask; from `init`, patterns, masks and bases that do not fit the
+        parameters.
     """
-    if basis is not None and (mask is not None or spec.stored is not None):
+    if basis is not None and mask is not None:
         raise ValueError(
-            "a basis constrains whole directions; a mask or rounding to bfloat16 would "
-            "leave its subspace. Give it alone"
+            "a basis constrains whole directions; a mask would leave its subspace. "
+            "Give it alone"
         )
     schedule = learning_rate_schedule(
         spec.schedule,
@@ -118,6 +112,4 @@ def build(
         tx = project_updates(basis, roles, tx)
     if mask is not None and not packs:
         tx = coordinate_mask(mask, tx)
-    if spec.stored is not None:
-        tx = stored_bfloat16(spec.stored, tx, seed=spec.stored_seed)
     return tx

@@ -281,7 +281,7 @@ def test_cells_are_formatted_by_their_column(cell, spec, text):
 
 
 def test_estimates_from_samples():
-    estimate = Estimate.from_samples([1.0, 2.0, 3.0, math.nan])
+    estimate = Estimate.from_samples([1.0, None, 2.0, 3.0, math.nan])
     assert estimate.mean == 2.0
     assert estimate.half_width == pytest.approx(4.302653 / math.sqrt(3))
     assert Estimate.from_samples([4.0]) == (4.0, None)

@@ -78,11 +78,11 @@ def test_alignment_of_unrelated_vectors_is_near_chance():
 
 
 def test_directions_that_are_not_there_are_not_made_up():
-    flat = np.outer(np.arange(1, 6), np.ones(4))  # Rank one.
-    assert aligned(flat, draws(0, 5, 4), 1) == pytest.approx(
-        aligned(flat, draws(0, 5, 4), 1)
-    )
-    assert np.isnan(aligned(flat, draws(0, 5, 4), 2))
+    flat = np.outer(np.arange(1, 6), np.ones(4))  # Rank one: along (1, 1, 1, 1) / 2.
+    other = [[3, 4, 0, 0], [-6, -8, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+    # Leading: (3, 4, 0, 0) / 5. The cosine is (3 + 4) / 10.
+    assert aligned(flat, other, 1) == pytest.approx(0.49)
+    assert np.isnan(aligned(flat, other, 2))
 
 
 def test_more_directions_than_vectors_are_refused():

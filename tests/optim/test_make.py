@@ -234,18 +234,6 @@ def test_build_holds_masked_and_frozen_weights_for_every_optimizer(
         np.testing.assert_array_equal(moved, np.asarray(m))
 
 
-def test_build_seeds_stochastic_rounding(draw, roles, bits):
-    def trained(seed):
-        spec = OptimizerSpec(
-            name="sgd", learning_rate=1e-2, stored="stochastic", stored_seed=seed
-        )
-        params = _updates(build(spec, roles), draw)
-        return np.concatenate([bits(p).ravel() for p in jax.tree.leaves(params)])
-
-    np.testing.assert_array_equal(trained(1), trained(1))
-    assert (trained(1) != trained(2)).any()
-
-
 def test_a_bad_clip_norm():
     spec = OptimizerSpec(name="sgd", learning_rate=1.0, clip_norm=0.0)
     with pytest.raises(ValueError, match="clip_norm: got 0.0"):

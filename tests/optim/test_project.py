@@ -272,14 +272,11 @@ def test_bases_that_do_not_fit_are_refused(how, message, draw, roles):
         project_updates(basis, roles, optax.sgd(1.0)).init(draw(0))
 
 
-def test_a_basis_beside_a_mask_or_rounding_is_refused(draw, draw_mask, roles):
+def test_a_basis_beside_a_mask_is_refused(draw, draw_mask, roles):
     basis = random_basis(jax.random.key(0), draw(0), 2, roles)
     spec = OptimizerSpec(name="sgd", learning_rate=1.0)
     with pytest.raises(ValueError, match="Give it alone"):
         build(spec, roles, mask=draw_mask(0), basis=basis)
-    rounded = OptimizerSpec(name="sgd", learning_rate=1.0, stored="nearest")
-    with pytest.raises(ValueError, match="Give it alone"):
-        build(rounded, roles, basis=basis)
 
 
 def test_saved_and_loaded(draw, roles, tmp_path):

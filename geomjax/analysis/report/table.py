@@ -23,10 +23,14 @@ class Estimate(NamedTuple):
 
     @classmethod
     def from_samples(
-        cls, samples: Sequence[float], confidence: float = 0.95
+        cls, samples: Sequence[float | None], confidence: float = 0.95
     ) -> "Estimate":
-        """Mean and Student-t interval of repeats; no interval for fewer than two."""
-        values = np.array([s for s in samples if math.isfinite(s)], np.float64)
+        """Mean and Student-t interval of repeats; no interval for fewer than two.
+
+        Repeats that are None or not finite are left out.
+        """
+        known = [s for s in samples if s is not None and math.isfinite(s)]
+        values = np.array(known, np.float64)
         if len(values) == 0:
             return cls(math.nan, None)
         mean = float(np.mean(values))
