@@ -303,7 +303,7 @@ class Runner:
 
         return self._trainable(jax.tree.map(subtract, new, old))
 
-    def _above(self, params: Params) -> Params:
+    def _above(self, params: Params) -> Any:
         """Where `delta` exceeds the threshold, rounded as the public script does."""
         threshold = float(ml_dtypes.bfloat16(self.config.mask_threshold))
         return threshold_mask(self.delta(params), threshold)
