@@ -102,7 +102,7 @@ def run(
     lot = _Lot(workdir, missing, smoke=smoke, jobs=jobs)
     lot.write()
     with lot.bar:
-        run_processes(commands, lot.on_line, lot.on_end, jobs=jobs)
+        run_processes(commands, lot.on_line, lot.on_end, lot.on_stop, jobs=jobs)
     if lot.failed:
         listed = "\n".join(
             f"  {name} failed ({ended.status}): {ended.message}; "
@@ -148,17 +148,21 @@ class _Lot:
           Preempted: The study was told to end.
         """
         self._lines.pop(name, None)
-        now = time.monotonic()
-        _add_time(self._workdir / TIMES, name, ended.wall_s, ended.cpu_s)
-        # Studies that run at once share their wall time.
-        _add_time(self._workdir / TIMES, TOTAL, now - self._counted, ended.cpu_s)
-        self._counted = now
+        self.on_stop(name, ended)
         if ended.status == cli.PREEMPTED_STATUS:
             raise Preempted(f"{name} was told to end; start the same again")
         if ended.status or not self._missing[name].finished(self._workdir):
             self.failed[name] = ended
         self.write()
         self.bar.update()
+
+    def on_stop(self, name: str, ended: Ended) -> None:
+        """Takes the times of a study that ended, or was told to."""
+        now = time.monotonic()
+        _add_time(self._workdir / TIMES, name, ended.wall_s, ended.cpu_s)
+        # Studies that run at once share their wall time.
+        _add_time(self._workdir / TIMES, TOTAL, now - self._counted, ended.cpu_s)
+        self._counted = now
 
     def write(self) -> Path:
         """Writes the document."""

@@ -121,9 +121,9 @@ def _statuses(
     rows.append(["the lot", "", "", "", *total])
     caption = (
         "Times are of the processes that this command started, with compiling and "
-        "measuring; a study that was finished before has none, what was interrupted is "
-        "not counted, and several that run at once share the lot's wall time. Code: "
-        "the commits that a study ran at, + for changed files."
+        "measuring, of all its starts; a study that was finished before has none, and "
+        "several that run at once share the lot's wall time. Code: the commits that a "
+        "study ran at, + for changed files."
     )
     return render_block(Table(columns, rows, caption))
 

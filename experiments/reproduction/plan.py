@@ -109,8 +109,6 @@ ENTRIES = (
         "optimizers_smoke",
         MappingProxyType({"num_steps": 60, "evaluate_every": 12}),
     ),
-    # Twice as wide and three times as deep: 16 directions are fewer there.
-    Entry("training_regimes_deep", "training_regimes", "tiny_deep"),
 )
 """The lot, those that most of the papers' tables need first."""
 

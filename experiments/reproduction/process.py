@@ -49,6 +49,7 @@ def run_processes(
     commands: Iterable[Command],
     on_line: Callable[[str, str], None],
     on_end: Callable[[str, Ended], None],
+    on_stop: Callable[[str, Ended], None],
     *,
     jobs: int = 1,
 ) -> None:
@@ -63,6 +64,7 @@ def run_processes(
       commands: What to run, in this order.
       on_line: Called with a name and each line, those of progress bars among them.
       on_end: Called with a name and how it ended; may raise, to end the others too.
+      on_stop: Called with those that were told to end.
       jobs: How many run at once.
     """
     waiting, shares = iter(commands), _shares(jobs)
@@ -86,7 +88,7 @@ def run_processes(
             for process in left:
                 while process.read() is not None:
                     pass
-                process.wait()
+                on_stop(process.command.name, process.wait())
 
 
 def _shares(jobs: int) -> list[set[int]]:

@@ -63,7 +63,7 @@ def python(name, code, tmp_path):
 
 def ends(commands, on_line=lambda name, line: None, jobs=1):
     ended = {}
-    run_processes(commands, on_line, ended.__setitem__, jobs=jobs)
+    run_processes(commands, on_line, ended.__setitem__, pytest.fail, jobs=jobs)
     return ended
 
 
@@ -141,7 +141,7 @@ def test_processes_end_with_the_one_that_is_told_to_end(tmp_path, monkeypatch):
         "signal.signal(signal.SIGTERM, stop); print('ready', flush=True)\n"
         "time.sleep(60)"
     )
-    ready = set()
+    ready, stopped = set(), {}
 
     def on_line(name, line):
         ready.add(name)
@@ -150,8 +150,9 @@ def test_processes_end_with_the_one_that_is_told_to_end(tmp_path, monkeypatch):
 
     commands = [python(name, code, tmp_path) for name in "abc"]
     with pytest.raises(Preempted):
-        run_processes(commands, on_line, lambda *_: None, jobs=2)
+        run_processes(commands, on_line, pytest.fail, stopped.__setitem__, jobs=2)
     assert [child.returncode for child in begun] == [75, 75]
+    assert {name: ended.status for name, ended in stopped.items()} == {"a": 75, "b": 75}
     assert commands[1].log.read_text().endswith("saved\n")
 
 
@@ -178,7 +179,7 @@ def studies(monkeypatch):
     """Outcomes by name, and the names of the studies that were started."""
     outcomes, started = {}, []
 
-    def run_studies(commands, on_line, on_end, *, jobs):
+    def run_studies(commands, on_line, on_end, on_stop, *, jobs):
         for name, arguments, log in commands:
             assert arguments[2] == f"--workdir={log.parent.parent / name}"
             started.append(name)
