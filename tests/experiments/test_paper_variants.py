@@ -9,6 +9,7 @@ import importlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from experiments.common.world import load_world
@@ -18,6 +19,7 @@ from experiments.studies.settings import check_settings
 from experiments.studies.study import Start, Study
 from geomjax.models.families import model_config
 from geomjax.models.load import Loaded, make_model
+from geomjax.optim import random_basis
 from geomjax.rewards.judge import Judge
 from geomjax.rollout.sample import Rollout
 from geomjax.train.learn import Controls, PolicyExtras
@@ -122,3 +124,52 @@ def test_a_step_of_every_kind_compiles(tiny, tmp_path):
             compiled.add(kind)
     assert {"distill", "reward", "responses", "foreign", "privileged:jsd"} <= compiled
     assert sum(kind.startswith("top_k:") for kind in compiled) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("held", ["masked", "constrained"])
+def test_a_masked_and_a_constrained_step_compile(tiny, tmp_path, held):
+    """P1's masked runs, and P2's inside a subspace of every matrix."""
+    name = {"masked": "subnetwork", "constrained": "subspace_locking"}[held]
+    config = importlib.import_module(f"configs.{name}").get_config("paper")
+    study = paper_study(config, tiny, tmp_path)
+    params, mask, basis = study.world.student.params, None, None
+    if held == "masked":
+        # Broadcast, its values take no memory until they are in a state.
+        mask = jax.tree.map(lambda x: np.broadcast_to(np.bool_(1), x.shape), params)
+    else:
+        basis = random_basis(jax.random.key(0), params, config.rank, study.roles)
+    start = Start(params, mask=mask, basis=basis)
+    run = Run("arm", "distill", 1e-6, 0)
+    tx = study._transform(run, start)
+    state, *others = arguments(study, config, run, tx)
+    program = study._program(run, tx, start, None).lower(state, *others).compile()
+    free = jax.eval_shape(
+        lambda p: init_state(p, study._transform(run, Start(params))), params
+    )
+    more = sum(x.nbytes for x in jax.tree.leaves((mask, basis)))
+    assert size(state) == pytest.approx(size(free) + more, rel=1e-3)
+    assert program.memory_analysis().argument_size_in_bytes > size(state)
+
+
+def size(tree):
+    """Bytes of arrays, or of their shapes."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_step_of_the_largest_student_compiles(tiny, tmp_path):
+    """P2's 14B student with its 32B teacher, of whose models each arm names its own."""
+    config = importlib.import_module("configs.opd_variants").get_config("paper")
+    arm = config.arms.large_student
+    assert (arm.student, arm.teacher) == ("qwen3-14b-sft-anchor", "Qwen/Qwen3-32B")
+    config.student, config.teacher = "Qwen/Qwen3-14B", arm.teacher
+    study = paper_study(config, tiny, tmp_path)
+    run = Run("arm", arm.kind, arm.learning_rate, 0)
+    start = Start(study.world.student.params)
+    tx = study._transform(run, start)
+    step = study._program(run, tx, start, None)
+    program = step.lower(*arguments(study, config, run, tx)).compile()
+    assert program.memory_analysis().argument_size_in_bytes > 2**30
