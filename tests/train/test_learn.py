@@ -21,7 +21,7 @@ from geomjax.train.learn import (
     make_learn,
     policy_signal,
 )
-from geomjax.train.step import Sampling, init_state, make_distill_step
+from geomjax.train.step import Sampling, init_state, make_distill_step, mini_batch
 
 MODEL = ChainModel(9)
 SAMPLING = Sampling(
@@ -150,6 +150,44 @@ def test_sparsified_tokens_are_those_of_the_largest_gap_and_rescaled(drawn):
         expected = np.zeros(4)
         expected[best] = -gap[row, best] * real[row].sum()
         np.testing.assert_allclose(signal.advantages[row], expected, rtol=1e-4)
+
+
+def test_the_gradient_of_sparsified_tokens_is_that_of_finite_differences(drawn):
+    """In float64: -1/N of the sum of A_t times the ratio, one token kept a row."""
+    student, teacher = chain_params(0, 9), chain_params(1, 9)
+    signal = policy_signal(MODEL, MODEL, SAMPLING)(
+        student, teacher, drawn, extras(np.zeros(4), keep=0.25)
+    )
+    batch = mini_batch(drawn._replace(completion=signal.targets), 4)
+    objective = policy_gradient(MODEL, temperature=0.8, clip=Clip(0.2, 0.2))
+    gradient = jax.grad(objective, has_aux=True)(
+        student, {}, batch._replace(advantages=signal.advantages)
+    )[0]
+
+    gap, real = gaps(drawn, student, teacher), np.asarray(drawn.completion[:, 3:])
+    best = np.where(real, gap, -np.inf).argmax(axis=1)
+    rows, tokens = np.arange(4), np.asarray(drawn.tokens)
+    kept = -gap[rows, best] * real.sum(axis=1)
+
+    def log_probs(params):
+        scores = params["table"] @ params["head"].T / 0.8
+        scores -= np.log(np.exp(scores).sum(axis=1, keepdims=True))
+        return scores[tokens[rows, 2 + best], tokens[rows, 3 + best]]
+
+    point = {name: np.asarray(x, np.float64) for name, x in student.items()}
+    before = log_probs(point)
+
+    def loss(params):
+        return -(kept * np.exp(log_probs(params) - before)).sum() / real.sum()
+
+    generator = np.random.default_rng(0)
+    for name, leaf in point.items():
+        direction, step = generator.normal(size=leaf.shape), 1e-5
+        up, down = (
+            loss(point | {name: leaf + sign * step * direction}) for sign in (1, -1)
+        )
+        slope = float((np.asarray(gradient[name]) * direction).sum())
+        assert slope == pytest.approx((up - down) / (2 * step), rel=1e-3)
 
 
 def test_random_tokens_differ_from_those_of_the_largest_gap(drawn):
