@@ -69,7 +69,9 @@ def test_smoke(smoke, tmp_path):
     (sampled,) = record["moments"]["sampled_token"].values()
     for ours, theirs in zip(sampled, whole, strict=True):
         assert ours["tokens"] == theirs["tokens"]
-        assert min(ours["noise_to_signal"], theirs["noise_to_signal"]) > 0
+        # Of some forty tokens the signal may be within its own noise.
+        for noise in (ours["noise_to_signal"], theirs["noise_to_signal"]):
+            assert noise is None or noise > 0
     text = (workdir / "report.md").read_text()
     assert "The sampled token's gradient" in text
     assert "Noise at equal cost" in text

@@ -136,8 +136,8 @@ def test_processes_end_with_the_one_that_is_told_to_end(tmp_path, monkeypatch):
 
     monkeypatch.setattr(process.subprocess, "Popen", Watched)
     code = (
-        "import signal, sys, time\n"
-        "def stop(*_): print('saved', flush=True); sys.exit(75)\n"
+        "import os, signal, sys, time\n"
+        "def stop(*_): os.write(1, b'saved'); sys.exit(75)\n"
         "signal.signal(signal.SIGTERM, stop); print('ready', flush=True)\n"
         "time.sleep(60)"
     )
@@ -153,7 +153,7 @@ def test_processes_end_with_the_one_that_is_told_to_end(tmp_path, monkeypatch):
         run_processes(commands, on_line, pytest.fail, stopped.__setitem__, jobs=2)
     assert [child.returncode for child in begun] == [75, 75]
     assert {name: ended.status for name, ended in stopped.items()} == {"a": 75, "b": 75}
-    assert commands[1].log.read_text().endswith("saved\n")
+    assert commands[1].log.read_text().endswith("saved")
 
 
 # Runs, their studies replaced.
