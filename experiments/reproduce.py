@@ -29,6 +29,7 @@ from experiments.reproduction.document import Status, write_document
 from experiments.reproduction.plan import ENTRIES, Entry, select
 from experiments.reproduction.process import Command, Ended, run_processes
 from experiments.reproduction.results import Results, read_results
+from geomjax.analysis.journal import write_atomically
 from geomjax.train.errors import Preempted
 
 TIMES, TOTAL = "times.json", "total"
@@ -199,9 +200,7 @@ def _add_time(path: Path, name: str, wall_s: float, cpu_s: float) -> None:
     times = _times(path)
     wall, cpu = times.get(name, (0.0, 0.0))
     times[name] = (round(wall + wall_s, 1), round(cpu + cpu_s, 1))
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(times, indent=1) + "\n")
-    temporary.replace(path)
+    write_atomically(path, json.dumps(times, indent=1) + "\n")
 
 
 def _times(path: Path) -> dict[str, tuple[float, float]]:

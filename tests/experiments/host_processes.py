@@ -1,14 +1,18 @@
 """Several processes on this machine as one run, of 4 CPU devices each by default."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import ablation_process
+
+from experiments.common.cli import PREEMPTED_STATUS
 
 
 class Ended(NamedTuple):
@@ -77,6 +81,21 @@ def end(processes: list[subprocess.Popen], timeout_s: float = 600) -> list[Ended
             log.seek(0)
             ended.append(Ended(process.returncode, log.read()))
     return ended
+
+
+def stop_together(processes: list[subprocess.Popen]) -> None:
+    """Tells the second alone to end; all must, saved and in time.
+
+    Slices and Slurm jobs are given 30 s.
+    """
+    processes[1].send_signal(signal.SIGTERM)
+    told = time.monotonic()
+    ended = end(processes, timeout_s=60)
+    assert time.monotonic() - told < 25
+    for process in ended:
+        assert process.status == PREEMPTED_STATUS, process.output
+        assert "preempted: told to end; start the same again" in process.output
+        assert "Traceback" not in process.output
 
 
 def run(command: Sequence[str], count: int, *, devices: int = 4) -> list[Ended]:

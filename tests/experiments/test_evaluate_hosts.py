@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 import threading
 import time
 
@@ -11,7 +10,6 @@ import pytest
 from evaluate_runs import evaluated
 from vl_folders import save_geometry3k, save_vl
 
-from experiments.common.cli import PREEMPTED_STATUS
 from experiments.common.world import TINY_WORLD
 from experiments.evaluation import generations
 from experiments.evaluation.generations import (
@@ -119,14 +117,7 @@ def test_two_processes_stop_together_where_one_is_told_to(tmp_path):
     while not all(part.exists() and part.stat().st_size for part in parts):
         assert all(process.poll() is None for process in processes)
         time.sleep(0.01)
-    processes[1].send_signal(signal.SIGTERM)
-    told = time.monotonic()
-    ended = host_processes.end(processes, timeout_s=60)
-    assert time.monotonic() - told < 25  # Slices and Slurm jobs are given 30 s.
-    for process in ended:
-        assert process.status == PREEMPTED_STATUS, process.output
-        assert "preempted: told to end; start the same again" in process.output
-        assert "Traceback" not in process.output
+    host_processes.stop_together(processes)
     assert not (workdir / "results.json").exists()
     problems = (workdir / "checkpoint/tiny-world.problems.jsonl").read_bytes()
     task = Task([None] * problems.count(b"\n"), [], 64, 1, 0)

@@ -69,9 +69,15 @@ def test_smoke(smoke, tmp_path):
     (sampled,) = record["moments"]["sampled_token"].values()
     for ours, theirs in zip(sampled, whole, strict=True):
         assert ours["tokens"] == theirs["tokens"]
-        # Of some forty tokens the signal may be within its own noise.
-        for noise in (ours["noise_to_signal"], theirs["noise_to_signal"]):
-            assert noise is None or noise > 0
+        for found in (ours, theirs):
+            # Of some forty tokens the signal may be within its own noise.
+            tokens, variance = found["tokens"], found["variance"]
+            variance *= tokens / (tokens - 1)
+            signal = found["mean_square"] - variance
+            if signal > 0:
+                assert found["noise_to_signal"] == pytest.approx(variance / signal)
+            else:
+                assert found["noise_to_signal"] is None
     text = (workdir / "report.md").read_text()
     assert "The sampled token's gradient" in text
     assert "Noise at equal cost" in text

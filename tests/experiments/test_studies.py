@@ -41,7 +41,7 @@ from experiments.studies.settings import base_folder, check_settings
 from experiments.studies.study import snapshot_steps
 from experiments.studies.verdict import Verdict, differences
 from geomjax.analysis import plots
-from geomjax.optim import OptimizerSpec, build
+from geomjax.optim import OptimizerSpec, build, random_basis
 
 STUDIES = {
     "training_regimes": training_regimes,
@@ -475,6 +475,16 @@ def test_a_tracker_is_sent_each_run_under_the_name_of_its_folder(tmp_path, monke
     assert first["config"]["tracker"] == "trackio"
     assert logged == {"train/loss": 0.5}
     assert last == "finish"
+
+
+def test_a_basis_and_rounding_exclude_each_other(tmp_path):
+    config = training_regimes.get_config("smoke")
+    with begin(config, tmp_path, "training_regimes") as (study, origins):
+        anchor = origins["anchor"]
+        basis = random_basis(jax.random.key(0), anchor, 2, study.roles)
+        run = Run("opd", "distill", 1e-4, 0, stored="stochastic")
+        with pytest.raises(ValueError, match="a basis and stochastic rounding exclude"):
+            study.train(run, study_module.Start(anchor, basis=basis))
 
 
 @pytest.mark.parametrize("name", STUDIES)
