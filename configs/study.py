@@ -68,30 +68,37 @@ def deep(config: ml_collections.ConfigDict) -> None:
     config.prompts_per_step = 16
 
 
-def midsize(config: ml_collections.ConfigDict) -> None:
-    """The world of 104 million parameters, for one GPU; ours, and not run yet.
+def midsize(config: ml_collections.ConfigDict, rate: float) -> None:
+    """The world of 104 million parameters, for one GPU; ours.
 
-    Rates are P2's: 1e-5 for SFT, 1e-6 for the others. Masters and moments are float32
+    One seed, for the time that a GPU takes. P2's rates are 1e-5 for SFT and 1e-6 for
+    the others. Masters and moments are float32
     and the models compute in bfloat16. The bfloat16 storage is that of checkpoints: the
     masters' update is compared as it is (`master`) and as two bfloat16 checkpoints of
     them would show it (`stored`). Weights that are bfloat16 between updates are another
     arm, `stored` of `experiments.precision`.
+
+    Args:
+      config: Changed in place.
+      rate: Learning rate of all arms but `sft`, whose is 1e-5.
     """
     config.world = "midsize"
-    config.num_steps = 300
-    config.prompts_per_step = 64
+    config.seeds = (0,)
+    config.num_steps = 100
+    config.prompts_per_step = 32
     config.samples_per_prompt = 8
     config.micro_batches = 1
-    config.max_prompt_tokens = 32
-    config.max_new_tokens = 16
-    config.evaluate_every = 30
-    config.save_every = 150
+    config.max_prompt_tokens = 20
+    config.max_new_tokens = 10
+    config.evaluate_every = 10
+    config.save_every = 100
+    config.snapshot_shares = (0.2,)
     config.compute_dtype = "bfloat16"
-    # About 300 and 1,100 of 20,000 problems, within the 1,536 that are held out.
-    config.validation_fraction = 0.015
-    config.test_fraction = 0.055
+    # About 200 and 600 of 20,000 problems, within the 1,536 that are held out.
+    config.validation_fraction = 0.01
+    config.test_fraction = 0.03
     for name, arm in config.arms.items():
-        arm.learning_rate = 1e-5 if name == "sft" else 1e-6
+        arm.learning_rate = 1e-5 if name == "sft" else rate
 
 
 def paper(config: ml_collections.ConfigDict) -> None:

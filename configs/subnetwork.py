@@ -102,10 +102,13 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
 
 def _midsize(config: ml_collections.ConfigDict) -> None:
     """P1's masks at the size at which bfloat16 sparsity should appear by itself."""
+    # At 1e-6 there would be no gain to keep or to lose.
+    study.midsize(config, rate=1e-5)
+    config.snapshot_shares = ()
     # Another teacher would be another model of that size, trained from nothing.
     del config.arms["opd_other_teacher"]
-    config.masks = tuple(mask for mask in config.masks if mask != "other_teacher")
-    study.midsize(config)
+    config.masks = ("own", "rlvr", "random", "matched_random", "low_nonprincipal")
+    config.curve_masks = config.curve_densities = ()
 
 
 def _vision(config: ml_collections.ConfigDict) -> None:

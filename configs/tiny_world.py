@@ -55,7 +55,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.operators = "<>"
         config.base_steps = 50
     elif variant == "midsize":
-        config.operations = (8, 12)
+        config.operations = (5, 8)
         config.model.update(
             hidden_size=768,
             intermediate_size=3072,
@@ -65,12 +65,12 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             head_dim=64,
         )
         config.compute_dtype = "bfloat16"
-        config.learning_rate = 3e-4
-        config.warmup_steps = 200
+        config.learning_rate = 5e-4
+        config.warmup_steps = 100
         config.batch_size = 512
-        config.base_steps = 200
-        config.evaluate_every = 50
-        config.teacher_steps = config.max_anchor_steps = 4000
+        config.base_steps = 100
+        config.evaluate_every = 25
+        config.teacher_steps = config.max_anchor_steps = 2000
         config.num_problems = 20000
     elif variant:
         raise ValueError(f"variant {variant!r}; known: {', '.join(VARIANTS)}, or none")

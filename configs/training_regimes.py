@@ -45,7 +45,7 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     elif variant == "tiny_deep":
         study.deep(config)
     elif variant == "midsize":
-        study.midsize(config)
+        study.midsize(config, rate=1e-6)
     elif variant != "tiny":
         raise ValueError(
             f"variant {variant!r}; known: tiny, smoke, tiny_deep, midsize, paper"

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from experiments.common import cli
 from experiments.common import workdir as workdirs
 from experiments.reproduction.document import Status, write_document
-from experiments.reproduction.plan import ENTRIES, Entry, select
+from experiments.reproduction.plan import ENTRIES, KNOWN, Entry, select
 from experiments.reproduction.process import Command, Ended, run_processes
 from experiments.reproduction.results import Results, read_results
 from geomjax.analysis.journal import write_atomically
@@ -39,11 +39,13 @@ LOGS = "logs"
 
 def define_flags() -> None:
     """Defines the flags; not at import: experiments can be imported together."""
-    names = ", ".join(entry.name for entry in ENTRIES)
+    names = ", ".join(entry.name for entry in KNOWN)
     flags.DEFINE_string("workdir", "runs/reproduction", "Folder of studies, document.")
     flags.DEFINE_bool("smoke", False, "Run every study at its smallest.")
     flags.DEFINE_integer("jobs", 1, "Studies that run at once.", lower_bound=1)
-    flags.DEFINE_list("only", [], f"Studies to run, of {names}; all if empty.")
+    flags.DEFINE_list(
+        "only", [], f"Studies to run, of {names}; if empty, all but those on a GPU."
+    )
 
 
 def main() -> None:
@@ -88,7 +90,7 @@ def run(
       Preempted: A study was told to end.
       ValueError: Studies failed; the others were run and are in the document.
     """
-    for entry in ENTRIES:
+    for entry in KNOWN:
         entry.check(workdir, smoke=smoke)
     (workdir / LOGS).mkdir(parents=True, exist_ok=True)
     missing = [entry for entry in entries if not entry.finished(workdir)]
@@ -170,13 +172,15 @@ class _Lot:
         found: dict[str, Results] = {}
         statuses = []
         times = _times(self._workdir / TIMES)
-        for entry in ENTRIES:
+        for entry in KNOWN:
             # What a study says as it fails may name folders of this machine.
             ended = self.failed.get(entry.name)
             state = "not run" if ended is None else f"failed ({ended.status})"
             if entry.finished(self._workdir):
                 found[entry.name] = read_results(self._workdir / entry.name)
                 state = "finished"
+            elif entry not in ENTRIES and entry.name not in self._missing:
+                continue  # It was not asked for.
             statuses.append(Status(entry, state, *times.get(entry.name, UNKNOWN)))
         command = "python -m experiments.reproduce --workdir=runs/reproduction"
         command += " --smoke" if self._smoke else ""

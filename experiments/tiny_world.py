@@ -74,12 +74,9 @@ class Task:
             generator, count, self.operations, scripts or self.scripts, self.operators
         )
 
-    def encode(self, examples: list[Example]) -> list[np.ndarray]:
-        """Token ids of the prompts."""
-        return [
-            np.array(self.tokenizer.encode(example.prompt), np.int32)
-            for example in examples
-        ]
+    def encode(self, texts: list[str]) -> list[np.ndarray]:
+        """Token ids of prompts or answers; all at once, as one by one takes longer."""
+        return [np.array(ids, np.int32) for ids in self.tokenizer(texts).input_ids]
 
     def batch(
         self, examples: list[Example], generator: np.random.Generator, slips: float
@@ -109,11 +106,8 @@ class Task:
                 for example, hint in zip(examples, hinted, strict=True)
             ]
         padded = pad_responses(
-            self.encode(read),
-            [
-                np.array(self.tokenizer.encode(f"{answer}{stop}"), np.int32)
-                for answer in answers
-            ],
+            self.encode([str(example.prompt) for example in read]),
+            self.encode([f"{answer}{stop}" for answer in answers]),
             prompt_length=self.prompt_length,
             response_length=self.response_length,
             pad_id=self.tokenizer.pad_token_id,
@@ -289,7 +283,7 @@ def build_world(
         return make_accuracy(
             model,
             tokenizer,
-            task.encode(part),
+            task.encode([str(example.prompt) for example in part]),
             part,
             task.sampling(),
             Judge("exact"),

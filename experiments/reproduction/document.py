@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from experiments.published.tables import PublishedColumn
 from experiments.reproduction.items import Item, load_items
-from experiments.reproduction.plan import Entry
+from experiments.reproduction.plan import Entry, sizes
 from experiments.reproduction.results import Results, measured
 from geomjax.analysis.report import Cell, Claims, Code, Column, Table
 from geomjax.analysis.report.markdown import escape_markdown, render_block
@@ -159,8 +159,9 @@ def _item(item: Item, workdir: Path, found: Mapping[str, Results]) -> list[str]:
         parts.append(escape_markdown(f"Not reproduced: {item.missing}"))
     for figure in item.figures:
         study, _, name = figure.partition("/")
-        if study in found:
-            parts.append(_figure(found[study], study, name, workdir))
+        parts += [
+            _figure(found[of], of, name, workdir) for of in sizes(study) if of in found
+        ]
     needed = {o.study for o in item.ours} | {f.split("/")[0] for f in item.figures}
     if absent := sorted(needed - found.keys()):
         parts.append(f"Not there yet: {escape_markdown(', '.join(absent))}.")
@@ -180,15 +181,16 @@ def _table(item: Item, found: Mapping[str, Results]) -> Table:
         [label, "the paper", "", *numbers] for label, numbers in item.published.items()
     ]
     for ours in item.ours:
-        if ours.study not in found:
-            continue
-        for kind in item.kinds:
-            values = found[ours.study].values(ours.at, kind)
-            if values is None:
+        for study in sizes(ours.study):
+            if study not in found:
                 continue
-            numbers = [measured(column, values) for column in item.columns]
-            shown = kind if _of_update(item.columns) else ""
-            rows.append([ours.label, ours.study, shown, *numbers])
+            for kind in item.kinds:
+                values = found[study].values(ours.at, kind)
+                if values is None:
+                    continue
+                numbers = [measured(column, values) for column in item.columns]
+                shown = kind if _of_update(item.columns) else ""
+                rows.append([ours.label, study, shown, *numbers])
     return Table(columns, rows, item.note)
 
 

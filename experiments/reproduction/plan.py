@@ -112,15 +112,31 @@ ENTRIES = (
 )
 """The lot, those that most of the papers' tables need first."""
 
+_MIDSIZE = "_midsize"
+ON_A_GPU = tuple(
+    Entry(name + _MIDSIZE, name, "midsize")
+    for name in ("training_regimes", "subspace_locking", "subnetwork")
+)
+"""Entries of 104 million parameters, which run where they are named alone."""
+
+KNOWN = ENTRIES + ON_A_GPU
+
 
 def select(names: Sequence[str]) -> tuple[Entry, ...]:
-    """The entries of these names in the order of the lot; all for none.
+    """The entries of these names in the order of `KNOWN`; the lot for none.
 
     Raises:
       ValueError: There is no such entry.
     """
-    known = [entry.name for entry in ENTRIES]
+    known = [entry.name for entry in KNOWN]
     unknown = sorted(set(names) - set(known))
     if unknown:
         raise ValueError(f"--only names {unknown}; known: {', '.join(known)}")
-    return tuple(entry for entry in ENTRIES if not names or entry.name in names)
+    if not names:
+        return ENTRIES
+    return tuple(entry for entry in KNOWN if entry.name in names)
+
+
+def sizes(name: str) -> tuple[str, str]:
+    """An entry's name, and that of the same at 104 million parameters if it exists."""
+    return name, name + _MIDSIZE
