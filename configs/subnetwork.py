@@ -106,8 +106,8 @@ def _midsize(config: ml_collections.ConfigDict) -> None:
     study.midsize(config, rate=1e-5)
     config.snapshot_shares = ()
     # Another teacher would be another model of that size, trained from nothing.
-    del config.arms["opd_other_teacher"]
-    config.masks = ("own", "rlvr", "random", "matched_random", "low_nonprincipal")
+    del config.arms["opd_other_teacher"], config.arms["rlvr"]
+    config.masks = ("own", "random", "matched_random", "low")
     config.curve_masks = config.curve_densities = ()
 
 

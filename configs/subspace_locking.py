@@ -52,7 +52,7 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     elif variant == "midsize":
         # At 1e-6 there would be no gain to keep or to lose.
         study.midsize(config, rate=1e-5)
-        del config.arms["sft_anchor"], config.arms["rlvr"]
+        config.arms = {"opd": config.arms.opd.to_dict()}
     elif variant != "tiny":
         raise ValueError(
             f"variant {variant!r}; known: tiny, smoke, tiny_deep, midsize, paper"

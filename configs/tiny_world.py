@@ -69,8 +69,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.warmup_steps = 100
         config.batch_size = 512
         config.base_steps = 100
-        config.evaluate_every = 25
-        config.teacher_steps = config.max_anchor_steps = 2000
+        config.teacher_steps = config.max_anchor_steps = 500
         config.num_problems = 20000
     elif variant:
         raise ValueError(f"variant {variant!r}; known: {', '.join(VARIANTS)}, or none")

@@ -46,6 +46,7 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
         study.deep(config)
     elif variant == "midsize":
         study.midsize(config, rate=1e-6)
+        del config.arms["sft_anchor"], config.arms["offline"]
     elif variant != "tiny":
         raise ValueError(
             f"variant {variant!r}; known: tiny, smoke, tiny_deep, midsize, paper"
