@@ -6,8 +6,8 @@ r"""Training inside the first directions of the early update (P2, Figures 4 to 6
 
 Variants: `tiny` (the tiny world, 48 runs, 36 of them shorter), `smoke` (12 runs of one
 seed, about a minute), `tiny_deep` (a world of 6 layers and width 256, built on first
-use, where 16 directions are fewer), `midsize` (104 million parameters, for one GPU;
-compiled, not run), `paper` (P2's settings and model names; a description, for a
+use, where 16 directions are fewer), `midsize` (104 million parameters, OPD alone,
+for one GPU), `paper` (P2's settings and model names; a description, for a
 cluster).
 
 P2 = arXiv 2606.07082. "ours" marks what the paper does not give, or what the tiny world

@@ -18,9 +18,8 @@ The variants are worlds that are not bundled, but built where they are first nee
   has 61 % on the test problems, its anchor 32 %;
 - `extremes`: another task of the same form and size, chains of minima and maxima;
 - `midsize`: longer chains with 12 layers of width 768 (104 million parameters), for one
-  GPU.
-
-Rates and lengths of `midsize` are first guesses: it was not built to its end.
+  GPU: 90 s of an H100. It learns all at once, so that its anchor has 86 % on the test
+  problems.
 """
 
 import ml_collections

@@ -6,7 +6,7 @@ r"""SFT, OPD, RLVR and offline distillation from one anchor (P2, Tables 1 and 6)
 
 Variants: `tiny` (the tiny world, 15 runs), `smoke` (under a minute), `tiny_deep` (a
 world of 6 layers and width 256, built on first use), `midsize` (104 million parameters,
-for one GPU; compiled, not run), `paper` (P2's settings and model names; a description,
+three of the arms, for one GPU), `paper` (P2's settings and model names; a description,
 for a cluster).
 
 P2 = arXiv 2606.07082. "ours" marks what the paper does not give, or what the tiny world

@@ -446,7 +446,7 @@ def test_the_vision_language_world(tmp_path, monkeypatch):
     assert set(record["compilations"].values()) == {1}
     (world,) = (tmp_path / "cache" / "geomjax").glob("vision_world-*")
     before = load_file(world / "anchor" / "model.safetensors")
-    folder = workdir / "arms" / "random_0.333" / "seed_1"
+    folder = workdir / "arms" / "random_0.333" / "seed_0"
     mask = load_mask(folder / "mask.safetensors")
     after = load_file(folder / "final" / "model.safetensors")
     moved = {n: x != before[n].astype(np.float32) for n, x in after.items()}
