@@ -14,7 +14,7 @@ from experiments.common.workdir import WorkdirError
 from experiments.common.world import TINY_WORLD
 from experiments.reproduction.document import Status, write_document
 from experiments.reproduction.items import FILE, load_items
-from experiments.reproduction.plan import ENTRIES, select
+from experiments.reproduction.plan import ENTRIES, ON_A_GPU, select, sizes
 from experiments.reproduction.process import Ended
 from experiments.reproduction.results import Results, look_up, measured, read_results
 from experiments.studies import worlds
@@ -49,6 +49,20 @@ def test_names_are_distinct_and_selected_in_the_lots_order():
     assert select([names[2], names[0]]) == (ENTRIES[0], ENTRIES[2])
     with pytest.raises(ValueError, match=r"--only names \['regimes'\]; known: optim"):
         select([names[0], "regimes"])
+    for entry in ON_A_GPU:
+        assert select([entry.name]) == (entry,)
+        assert sizes(entry.module) == (entry.module, entry.name)
+        assert entry.config(smoke=False).world == "midsize"
+
+
+def test_what_needs_a_gpu_runs_and_is_listed_where_it_is_named(studies, tmp_path):
+    large = ON_A_GPU[0]
+    assert large.name not in reproduce.run(tmp_path, [FIRST]).read_text()
+    reproduce.run(tmp_path, [large])
+    text = reproduce.run(tmp_path, [FIRST]).read_text()
+    (row,) = (x for x in text.splitlines() if x.startswith("| training\\_regimes\\_mid"))
+    assert "configs/training\\_regimes.py:midsize | finished |" in row
+    assert studies[1] == [FIRST.name, large.name]
 
 
 # Runs, their studies replaced.
@@ -383,7 +397,7 @@ def test_claims_of_either_form_are_shown():
 
 
 def test_the_document_sets_ours_beside_theirs(study, tmp_path):
-    found = {"training_regimes": study}
+    found = dict.fromkeys(("training_regimes", "training_regimes_midsize"), study)
     study.record["environment"] = {"jax": "0.10"}
     write_starts(study.folder, COMMIT, COMMIT, "fedcba98")
     status = Status(SECOND, "finished", 1.0, 2.0)
@@ -395,6 +409,7 @@ def test_the_document_sets_ours_beside_theirs(study, tmp_path):
     assert "| the lot |  |  |  | 3 | 4 |" in text
     assert "| SFT-8B | the paper |  | 8.1 |" in text
     assert "| OPD | training\\_regimes | stored | 25.0 |" in text
+    assert "| OPD | training\\_regimes\\_midsize | stored | 25.0 |" in text
     assert "A smoke run" in text
     assert "No figure: training\\_regimes/trajectories was not drawn." in text
     assert "Not there yet: optimizer\\_ablation." in text
