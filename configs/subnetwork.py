@@ -79,7 +79,10 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
             "seed": 1,
             "base_steps": 1,
             "anchor_accuracy": 0.0,
-            "teacher_steps": 30,
+            "teacher_steps": 10,
+            "num_problems": 1000,
+            "num_test": 64,
+            "num_validation": 64,
         }
         config.masks = ("own", "other_seed", "random")
         config.curve_masks = ("own",)
@@ -101,7 +104,7 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
 
 
 def _midsize(config: ml_collections.ConfigDict) -> None:
-    """P1's masks at the size at which bfloat16 sparsity should appear by itself."""
+    """P1's masks at the size at which bfloat16 sparsity appears by itself."""
     # At 1e-6 there would be no gain to keep or to lose.
     study.midsize(config, rate=1e-5)
     config.snapshot_shares = ()

@@ -11,7 +11,9 @@ not reproduced and why.
 Started again it goes on: finished studies are kept, one that was interrupted continues.
 `--only=NAME,NAME` runs some of them, `--jobs=N` N at once: one for each core is fastest
 on a CPU, as the tiny world's programs hardly use two. The document is written after
-each study, of all that have finished.
+each study, of all that have finished. `--only=training_regimes_midsize` and its like
+run a study at 104 million parameters, for a GPU; their rows then stand beside the tiny
+world's.
 """
 
 import json
@@ -26,7 +28,7 @@ from tqdm import tqdm
 from experiments.common import cli
 from experiments.common import workdir as workdirs
 from experiments.reproduction.document import Status, write_document
-from experiments.reproduction.plan import ENTRIES, KNOWN, Entry, select
+from experiments.reproduction.plan import KNOWN, ON_A_GPU, Entry, select
 from experiments.reproduction.process import Command, Ended, run_processes
 from experiments.reproduction.results import Results, read_results
 from geomjax.analysis.journal import write_atomically
@@ -88,8 +90,12 @@ def run(
     Raises:
       WorkdirError: A folder there belongs to another configuration, or is damaged.
       Preempted: A study was told to end.
-      ValueError: Studies failed; the others were run and are in the document.
+      ValueError: Studies failed; the others were run and are in the document. Or one
+        was asked for that has no smallest form.
     """
+    large = [entry.name for entry in entries if entry in ON_A_GPU]
+    if smoke and large:
+        raise ValueError(f"--smoke: {', '.join(large)} have no smallest form")
     for entry in KNOWN:
         entry.check(workdir, smoke=smoke)
     (workdir / LOGS).mkdir(parents=True, exist_ok=True)
@@ -179,12 +185,14 @@ class _Lot:
             if entry.finished(self._workdir):
                 found[entry.name] = read_results(self._workdir / entry.name)
                 state = "finished"
-            elif entry not in ENTRIES and entry.name not in self._missing:
+            elif entry in ON_A_GPU and entry.name not in self._missing:
                 continue  # It was not asked for.
             statuses.append(Status(entry, state, *times.get(entry.name, UNKNOWN)))
-        command = "python -m experiments.reproduce --workdir=runs/reproduction"
-        command += " --smoke" if self._smoke else ""
+        start = "python -m experiments.reproduce --workdir=runs/reproduction"
+        command = start + (" --smoke" if self._smoke else "")
         command += f" --jobs={self._jobs}" if self._jobs > 1 else ""
+        large = [s.entry.name for s in statuses if s.entry in ON_A_GPU]
+        command += f"\n{start} --only={','.join(large)}" if large else ""
         return write_document(
             self._workdir,
             statuses,

@@ -2,10 +2,11 @@
 
     python -m experiments.trajectory --source=DIR --checkpoints DIR1 DIR2 --workdir=OUT
 
-Give the checkpoints in the order of training. Written to OUT: trajectory.csv, a row for
-each matrix and checkpoint: norm, stable rank, Hill exponent, similarity of the leading
-16 right directions to the last checkpoint's and to the next one's, with its chance
-level; trajectory_summary.json, their means over the attention matrices and over all;
+Give the checkpoints in the order of training; snapshots that studies kept of different
+runs are refused. Written to OUT: trajectory.csv, a row for each matrix and checkpoint:
+norm, stable rank, Hill exponent, similarity of the leading 16 right directions to the
+last checkpoint's and to the next one's, with its chance level; trajectory_summary.json,
+their means over the attention matrices and over all;
 report.html with report.md and figures/ beside it; run.json with the command, versions,
 time and memory. The exit status is 2 if a matrix holds NaN or infinity: it is named,
 and left out of the means.
@@ -13,12 +14,14 @@ and left out of the means.
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 from tqdm import tqdm
 
 from experiments.common import cli, update_flags
+from experiments.common.outcome import FINAL, SNAPSHOTS
 from experiments.common.record import Watch, write_record
 from experiments.geometry_report import trajectory as report
 from experiments.geometry_report.read import shortest_labels
@@ -69,10 +72,11 @@ def follow(settings: report.Settings) -> list[Row]:
         The rows of trajectory.csv.
 
     Raises:
-        ValueError: no matrix is in the source and in every checkpoint, or there is not
-            one label for each checkpoint.
+        ValueError: no matrix is in the source and in every checkpoint, there is not one
+            label for each checkpoint, or a study kept them of different runs.
         OSError: the folder cannot be written.
     """
+    require_one_run(settings.checkpoints)
     workdir = Path(settings.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     with Watch() as watch:
@@ -105,6 +109,26 @@ def follow(settings: report.Settings) -> list[Row]:
         files = write_report(made, workdir)
     print(f"written to {json.dumps(str(files.page))} and beside it")
     return rows
+
+
+def require_one_run(checkpoints: Sequence[str]) -> None:
+    """Raises ValueError for snapshots and ends of different runs of studies.
+
+    Their folders tell. Of other checkpoints nothing says which run they are of.
+    """
+    runs: dict[Path, str] = {}
+    for name in checkpoints:
+        folder = Path(name).resolve()
+        if folder.parent.name == SNAPSHOTS:
+            runs.setdefault(folder.parent.parent, name)
+        elif folder.name == FINAL:
+            runs.setdefault(folder.parent, name)
+    if len(runs) > 1:
+        first, second, *_ = runs.values()
+        raise ValueError(
+            f"checkpoints {first} and {second} are of different runs; expected those "
+            "of one"
+        )
 
 
 def print_means(means: report.Means) -> None:

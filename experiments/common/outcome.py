@@ -26,6 +26,7 @@ INTERVALS = (
 FINAL = "final"
 FINISHED = "finished.json"
 CHECKPOINTS = "checkpoints"
+SNAPSHOTS = "snapshots"
 
 
 def late(curve: np.ndarray) -> np.ndarray:

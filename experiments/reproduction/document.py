@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from experiments.published.tables import PublishedColumn
 from experiments.reproduction.items import Item, load_items
-from experiments.reproduction.plan import Entry, sizes
+from experiments.reproduction.plan import ON_A_GPU, Entry, sizes
 from experiments.reproduction.results import Results, measured
 from geomjax.analysis.report import Cell, Claims, Code, Column, Table
 from geomjax.analysis.report.markdown import escape_markdown, render_block
@@ -31,7 +31,8 @@ LEAD = (
     "seeds lies beyond the threshold, and does not if it lies on the other side, which "
     "is a finding; an interval that contains the threshold decides nothing. Each is "
     "tested by itself: of twenty that lie exactly on their thresholds about one would "
-    "be decided by chance."
+    "be decided by chance. Studies named midsize, where there are any, are of one seed "
+    "and 104 million parameters; their claims are not counted."
 )
 UNIT_NOTE = (
     "Papers' rows are their single runs; ours are means over seeds. Stored: "
@@ -129,16 +130,18 @@ def _statuses(
 
 
 def _environment(found: Mapping[str, Results]) -> str:
-    """Versions of the first finished study: of one lot all have the same."""
-    for results in found.values():
-        pairs = results.record["environment"].items()
-        return escape_markdown(", ".join(f"{name} {value}" for name, value in pairs))
-    return ""
+    """Versions and machine of the studies, each that occurs once."""
+    lines = dict.fromkeys(
+        ", ".join(f"{name} {value}" for name, value in environment.items())
+        for environment in (results.record["environment"] for results in found.values())
+    )
+    return escape_markdown("; ".join(lines))
 
 
 def _claims(statuses: Sequence[Status], found: Mapping[str, Results]) -> list[str]:
     claims = {name: results.claims() for name, results in found.items()}
-    every = [claim.holds for listed in claims.values() for claim in listed]
+    large = {entry.name for entry in ON_A_GPU}
+    every = [c.holds for name in claims.keys() - large for c in claims[name]]
     parts = [
         f"Of {len(every)} claims, ours and checks among them, {every.count(True)} "
         f"hold, {every.count(False)} do not, and {every.count(None)} are undecided."

@@ -117,7 +117,7 @@ ON_A_GPU = tuple(
     Entry(name + _MIDSIZE, name, "midsize")
     for name in ("training_regimes", "subspace_locking", "subnetwork")
 )
-"""Entries of 104 million parameters, which run where they are named alone."""
+"""Entries of 104 million parameters, which run only if `--only` names them."""
 
 KNOWN = ENTRIES + ON_A_GPU
 
@@ -138,5 +138,5 @@ def select(names: Sequence[str]) -> tuple[Entry, ...]:
 
 
 def sizes(name: str) -> tuple[str, str]:
-    """An entry's name, and that of the same at 104 million parameters if it exists."""
+    """An entry's name, and that of its like at 104 million parameters, if any."""
     return name, name + _MIDSIZE

@@ -14,7 +14,13 @@ import optax
 
 from experiments.common.compilations import compiled
 from experiments.common.evaluation import make_evaluate
-from experiments.common.outcome import FINISHED, Outcome, finish, read_outcome
+from experiments.common.outcome import (
+    FINISHED,
+    SNAPSHOTS,
+    Outcome,
+    finish,
+    read_outcome,
+)
 from experiments.common.tracking import tracked
 from experiments.common.workdir import resolved
 from experiments.common.world import World
@@ -127,7 +133,7 @@ class Study:
 
     def snapshot(self, outcome: Outcome, step: int) -> Path:
         """Folder of the float32 parameters that a run had after so many steps."""
-        return outcome.directory / "snapshots" / f"step_{step:06d}"
+        return outcome.directory / SNAPSHOTS / f"step_{step:06d}"
 
     def snapshot_params(self, outcome: Outcome, step: int) -> Params:
         """Those parameters, of a run that has ended; on the host."""
@@ -244,7 +250,7 @@ class Study:
         )
 
     def _save(self, directory: Path, step: int, params: Params) -> None:
-        folder = directory / "snapshots" / f"step_{step:06d}"
+        folder = directory / SNAPSHOTS / f"step_{step:06d}"
         config = self.world.student.model.config
         params = hosts.fetch(params)
 

@@ -60,9 +60,14 @@ def test_what_needs_a_gpu_runs_and_is_listed_where_it_is_named(studies, tmp_path
     assert large.name not in reproduce.run(tmp_path, [FIRST]).read_text()
     reproduce.run(tmp_path, [large])
     text = reproduce.run(tmp_path, [FIRST]).read_text()
-    (row,) = (x for x in text.splitlines() if x.startswith("| training\\_regimes\\_mid"))
+    (row,) = (
+        x for x in text.splitlines() if x.startswith("| training\\_regimes\\_mid")
+    )
     assert "configs/training\\_regimes.py:midsize | finished |" in row
+    assert f"--only={large.name}" in text
     assert studies[1] == [FIRST.name, large.name]
+    with pytest.raises(ValueError, match=f"--smoke: {large.name} have no smallest"):
+        reproduce.run(tmp_path / "smoke", [large], smoke=True)
 
 
 # Runs, their studies replaced.

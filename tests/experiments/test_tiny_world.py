@@ -133,7 +133,7 @@ def accuracy(splits):
     score = make_accuracy(
         anchor.model,
         tokenizer,
-        task.encode(splits.test),
+        task.encode([str(example.prompt) for example in splits.test]),
         splits.test,
         task.sampling(),
         Judge("exact"),

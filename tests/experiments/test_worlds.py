@@ -1,5 +1,6 @@
 """Worlds beside the bundled one: their recipes, and studies that take place in them."""
 
+import importlib
 import math
 from typing import Any
 
@@ -266,3 +267,25 @@ def test_a_rollout_of_the_midsize_world_compiles_without_its_weights(midsize):
     key = jax.eval_shape(jax.random.key, 0)
     draw = midsize._sequences._student
     assert draw.lower(world.student.params, batch, key).compile() is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("study", MIDSIZE)
+def test_the_arms_of_the_midsize_variants_end_in_a_report(study, tmp_path):
+    """In the bundled world and four steps, which have the same arms and claims."""
+    config = STUDIES[study].get_config("midsize")
+    arms = set(config.arms)
+    config.world = ""
+    config.num_steps = config.save_every = 4
+    config.evaluate_every = 2
+    config.snapshot_shares = (0.25,)
+    if study == "subspace_locking":
+        config.basis_share = 0.25
+    config.prompts_per_step, config.samples_per_prompt = 8, 4
+    module = importlib.import_module(f"experiments.{study}")
+    record = module.run(config, tmp_path / "run")
+    assert arms <= set(record["arms"])
+    assert record["claims"]
+    # One seed decides nothing.
+    assert {claim["holds"] for claim in record["claims"]} == {None}
+    assert (tmp_path / "run" / "report.html").exists()

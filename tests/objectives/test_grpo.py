@@ -85,6 +85,22 @@ def test_groups_that_are_none_are_refused(rewards, size, message):
         group_advantages(jnp.array(rewards), size)
 
 
+AT_MOST_ONE = Clip(1.0, 1.0)  # Bounds 0 and 2: P2's of the teacher's rollouts.
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "advantage", "surrogate", "slope", "clipped"),
+    [
+        (0.25, 1.0, 2.0, 0, 1),  # Up by 2.4: no gradient.
+        (0.25, -1.0, 2.4, 1, 0),  # Up although it should go down.
+        (0.4, 1.0, 1.5, 1, 0),  # Up by 1.5, within 1.
+        (0.99, -1.0, 0.6 / 0.99, 1, 0),  # No ratio is below 0.
+    ],
+)
+def test_wide_clipping_by_hand(behaviour, advantage, surrogate, slope, clipped):
+    check_clipping(AT_MOST_ONE, behaviour, advantage, surrogate, slope, clipped)
+
+
 @pytest.mark.parametrize(
     ("behaviour", "advantage", "surrogate", "slope", "clipped"),
     [
@@ -98,7 +114,11 @@ def test_groups_that_are_none_are_refused(rewards, size, message):
     ],
 )
 def test_asymmetric_clipping_by_hand(behaviour, advantage, surrogate, slope, clipped):
-    objective = policy_gradient(TWO, temperature=1.0, clip=DAPO)
+    check_clipping(DAPO, behaviour, advantage, surrogate, slope, clipped)
+
+
+def check_clipping(clip, behaviour, advantage, surrogate, slope, clipped):
+    objective = policy_gradient(TWO, temperature=1.0, clip=clip)
     batch = make_batch([[0, 1]], [[0.0, 1.0]], [[0.0, np.log(behaviour)]])
     batch = batch._replace(advantages=jnp.array([[jnp.nan, advantage]]))
     (loss, metrics), gradient = jax.value_and_grad(objective, has_aux=True)(
