@@ -121,6 +121,20 @@ def test_trajectory_of_a_run(root, tmp_path):
     assert float(written[0]["stable_rank"]) == rows[0]["stable_rank"]
 
 
+def test_snapshots_of_two_runs_are_no_trajectory(root, tmp_path):
+    runs = [tmp_path / "arms" / "opd" / f"seed_{seed}" for seed in (0, 1)]
+    steps = [run / "snapshots" / "step_000001" for run in runs]
+    one = [str(steps[0]), str(runs[0] / "final"), str(root / "step-10")]
+    trajectory.require_one_run(one)
+    with pytest.raises(
+        ValueError, match=r"seed_0/.* and .*seed_1/.* of different runs"
+    ):
+        trajectory.require_one_run([*one, str(steps[1])])
+    settings = _follow(root, ("step-10",), tmp_path / "out")
+    with pytest.raises(ValueError, match="of different runs"):
+        trajectory.follow(settings._replace(checkpoints=tuple(map(str, steps))))
+
+
 def test_trajectory_names_what_is_not_finite_or_still(root, tmp_path):
     names = ("source", "bad", "step-30")
     rows = trajectory.follow(_follow(root, names, tmp_path / "out"))

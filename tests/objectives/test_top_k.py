@@ -91,13 +91,18 @@ def test_with_all_tokens_it_is_the_whole_vocabulary(k, tail):
 
 @pytest.mark.parametrize("tail", ["renormalise", "bucket"])
 @pytest.mark.parametrize("support", ["student", "teacher"])
-def test_gradient_against_finite_differences(support, tail):
+@pytest.mark.parametrize(
+    "divergence",
+    [forward_kl, reverse_kl, jsd(0.3)],
+    ids=["forward_kl", "reverse_kl", "jsd"],
+)
+def test_gradient_against_finite_differences(divergence, support, tail):
     with jax.enable_x64(True):
         model = TableModel(6, np.float64)
         objective = top_k(
             model,
             model,
-            reverse_kl,
+            divergence,
             k=3,
             support=support,
             tail=tail,
