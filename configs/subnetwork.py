@@ -79,7 +79,7 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
             "seed": 1,
             "base_steps": 1,
             "anchor_accuracy": 0.0,
-            "teacher_steps": 10,
+            "teacher_steps": 30,
             "num_problems": 1000,
             "num_test": 64,
             "num_validation": 64,
