@@ -6,10 +6,9 @@ Give the checkpoints in the order of training; snapshots that studies kept of di
 runs are refused. Written to OUT: trajectory.csv, a row for each matrix and checkpoint:
 norm, stable rank, Hill exponent, similarity of the leading 16 right directions to the
 last checkpoint's and to the next one's, with its chance level; trajectory_summary.json,
-their means over the attention matrices and over all;
-report.html with report.md and figures/ beside it; run.json with the command, versions,
-time and memory. The exit status is 2 if a matrix holds NaN or infinity: it is named,
-and left out of the means.
+their means over the attention matrices and over all; report.html with report.md and
+figures/ beside it; run.json with the command, versions, time and memory. The exit
+status is 2 if a matrix holds NaN or infinity: it is named, and left out of the means.
 """
 
 import json
@@ -31,6 +30,7 @@ from geomjax.analysis.report import write_report
 from geomjax.analysis.run import to_csv
 from geomjax.analysis.trajectory import COLUMNS, NOT_FINITE, average, trajectory
 from geomjax.checkpoints import open_source
+from geomjax.train.log import FILE as METRICS
 
 NOT_FINITE_STATUS = 2
 
@@ -114,15 +114,16 @@ def follow(settings: report.Settings) -> list[Row]:
 def require_one_run(checkpoints: Sequence[str]) -> None:
     """Raises ValueError for snapshots and ends of different runs of studies.
 
-    Their folders tell. Of other checkpoints nothing says which run they are of.
+    Their folders tell: a run's holds its metrics. Of other checkpoints nothing says
+    which run they are of.
     """
     runs: dict[Path, str] = {}
     for name in checkpoints:
         folder = Path(name).resolve()
-        if folder.parent.name == SNAPSHOTS:
-            runs.setdefault(folder.parent.parent, name)
-        elif folder.name == FINAL:
-            runs.setdefault(folder.parent, name)
+        run = folder.parent if folder.name == FINAL else folder.parent.parent
+        kept = folder.name == FINAL or folder.parent.name == SNAPSHOTS
+        if kept and (run / METRICS).exists():
+            runs.setdefault(run, name)
     if len(runs) > 1:
         first, second, *_ = runs.values()
         raise ValueError(

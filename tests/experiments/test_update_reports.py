@@ -125,6 +125,11 @@ def test_snapshots_of_two_runs_are_no_trajectory(root, tmp_path):
     runs = [tmp_path / "arms" / "opd" / f"seed_{seed}" for seed in (0, 1)]
     steps = [run / "snapshots" / "step_000001" for run in runs]
     one = [str(steps[0]), str(runs[0] / "final"), str(root / "step-10")]
+    # Without metrics they are nobody's runs, whatever they are called.
+    trajectory.require_one_run([*one, str(steps[1])])
+    for run in runs:
+        run.mkdir(parents=True)
+        (run / "metrics.jsonl").touch()
     trajectory.require_one_run(one)
     with pytest.raises(
         ValueError, match=r"seed_0/.* and .*seed_1/.* of different runs"
