@@ -4,7 +4,7 @@ r"""What in the signal shapes the update: tokens, rollouts, mixtures (P2, Figure
     python -m experiments.objective_controls --workdir=runs/smoke \
         --config=configs/objective_controls.py:smoke
 
-Variants: `tiny` (the tiny world, 39 runs), `smoke` (about a minute), `paper` (P2's
+Variants: `tiny` (the tiny world, 39 runs), `smoke` (under a minute), `paper` (P2's
 settings and model names; a description, for a cluster).
 
 P2 = arXiv 2606.07082. "ours" marks what the paper does not give, or what the tiny world
@@ -48,7 +48,10 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     )
     if variant == "smoke":
         study.shrink(config)
-        kept = ("opd", "top_25", "random_25", "off_policy", "mix_50", "rlvr", "sft")
+        config.seeds = (0,)
+        config.snapshot_shares = ()
+        # Supervised training has programs of its own.
+        kept = ("opd", "top_25", "random_25", "off_policy", "mix_50", "rlvr")
         config.arms = {name: config.arms[name].to_dict() for name in kept}
         config.moment_matrices = ("layers.self_attn.o_proj:1",)
     elif variant == "paper":

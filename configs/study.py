@@ -103,6 +103,14 @@ def midsize(config: ml_collections.ConfigDict, rate: float) -> None:
         arm.learning_rate = 1e-5 if name == "sft" else rate
 
 
+def shrink_midsize(config: ml_collections.ConfigDict) -> None:
+    """Makes a configuration of `midsize` one of the suite: in the bundled world."""
+    config.world = ""
+    config.num_steps = config.save_every = config.evaluate_every = 4
+    config.prompts_per_step, config.samples_per_prompt = 8, 4
+    config.evaluation_batch = 64
+
+
 def paper(config: ml_collections.ConfigDict) -> None:
     """P2's OPD settings (arXiv 2606.07082, appendix C), by the names of its models.
 

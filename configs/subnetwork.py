@@ -4,11 +4,11 @@ r"""Which coordinates training needs: masks, densities and overlaps (P1, Table 4
     python -m experiments.subnetwork --workdir=runs/vision \
         --config=configs/subnetwork.py:vision
 
-Variants: `tiny` (the tiny world, 66 short runs), `smoke` (a minute), `vision` (a small
-Qwen2.5-VL that reads drawn shapes, built on first use: P1's Figure 7 in 24 runs),
-`vision_smoke` (the same at its smallest), `midsize` (104 million parameters, OPD
-alone, for one GPU), `paper` (P1's settings and model names; a description, for a
-cluster).
+Variants: `tiny` (the tiny world, 66 short runs), `smoke` (under a minute: some of the
+masks, one seed), `vision` (a small Qwen2.5-VL that reads drawn shapes, built on first
+use: P1's Figure 7 in 24 runs), `vision_smoke` (the same at its smallest), `midsize`
+(104 million parameters, OPD alone, for one GPU), `midsize_smoke` (the same in the
+bundled world), `paper` (P1's settings and model names; a description, for a cluster).
 
 P1 = arXiv 2606.13657. "ours" marks what the paper does not give, or what the tiny world
 changes.
@@ -71,36 +71,35 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     config.test_fraction = 0.15
     config.evaluation_batch = 320
     if variant == "smoke":
-        study.shrink(config)
-        config.num_steps = config.save_every = 4
-        config.evaluate_every = 2
-        config.snapshot_shares = ()
-        config.other_recipe = {
-            "seed": 1,
-            "base_steps": 1,
-            "anchor_accuracy": 0.0,
-            "teacher_steps": 30,
-            "num_problems": 1000,
-            "num_test": 64,
-            "num_validation": 64,
-        }
-        config.masks = ("own", "other_seed", "random")
-        config.curve_masks = ("own",)
-        config.curve_densities = (0.01,)
+        _shrink(config)
     elif variant in ("vision", "vision_smoke"):
         _vision(config)
         if variant == "vision_smoke":
             _shrink_vision(config)
-    elif variant == "midsize":
+    elif variant in ("midsize", "midsize_smoke"):
         _midsize(config)
+        if variant == "midsize_smoke":
+            study.shrink_midsize(config)
     elif variant == "paper":
         _paper(config)
     elif variant != "tiny":
         raise ValueError(
             f"variant {variant!r}; known: tiny, smoke, vision, vision_smoke, midsize, "
-            "paper"
+            "midsize_smoke, paper"
         )
     return config
+
+
+def _shrink(config: ml_collections.ConfigDict) -> None:
+    """One seed, and no other teacher, which would be trained from nothing first."""
+    study.shrink(config)
+    config.seeds = (0,)
+    del config.arms["opd_other_teacher"]
+    config.masks = ("own", "rlvr", "random", "low_nonprincipal")
+    config.curve_masks = ("own",)
+    config.curve_densities = (0.01,)
+    config.num_steps = config.save_every = config.evaluate_every = 4
+    config.snapshot_shares = ()
 
 
 def _midsize(config: ml_collections.ConfigDict) -> None:
@@ -154,6 +153,9 @@ def _shrink_vision(config: ml_collections.ConfigDict) -> None:
         "batch_size": 4,
         "num_problems": 64,
         "num_validation": 16,
+        # Few widths: each has measuring programs of its own, which must be compiled.
+        "text": {"num_hidden_layers": 1, "num_key_value_heads": 4},
+        "vision": {"hidden_size": 24, "intermediate_size": 96, "num_heads": 2},
     }
 
 

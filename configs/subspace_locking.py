@@ -4,11 +4,11 @@ r"""Training inside the first directions of the early update (P2, Figures 4 to 6
     python -m experiments.subspace_locking --workdir=runs/smoke \
         --config=configs/subspace_locking.py:smoke
 
-Variants: `tiny` (the tiny world, 48 runs, 36 of them shorter), `smoke` (12 runs of one
-seed, about a minute), `tiny_deep` (a world of 6 layers and width 256, built on first
+Variants: `tiny` (the tiny world, 48 runs, 36 of them shorter), `smoke` (8 runs of one
+seed, under a minute), `tiny_deep` (a world of 6 layers and width 256, built on first
 use, where 16 directions are fewer), `midsize` (104 million parameters, OPD alone,
-for one GPU), `paper` (P2's settings and model names; a description, for a
-cluster).
+for one GPU), `midsize_smoke` (the same in the bundled world), `paper` (P2's settings
+and model names; a description, for a cluster).
 
 P2 = arXiv 2606.07082. "ours" marks what the paper does not give, or what the tiny world
 changes.
@@ -41,7 +41,8 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
         study.shrink(config)
         config.basis_share = 0.34
         config.seeds = (0,)  # Four runs a regime and seed.
-        del config.arms["sft"]  # Its programs are those of `sft_anchor`.
+        # The programs of `sft` are those of `sft_anchor`, those of RLVR its own.
+        del config.arms["sft"], config.arms["rlvr"]
     elif variant == "paper":
         study.paper(config)
         config.basis_share = 63 / 299
@@ -49,12 +50,15 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
             arm.learning_rate = 1e-5 if name == "sft" else 1e-6
     elif variant == "tiny_deep":
         study.deep(config)
-    elif variant == "midsize":
+    elif variant in ("midsize", "midsize_smoke"):
         # At 1e-6 there would be no gain to keep or to lose.
         study.midsize(config, rate=1e-5)
         config.arms = {"opd": config.arms.opd.to_dict()}
+        if variant == "midsize_smoke":
+            study.shrink_midsize(config)
     elif variant != "tiny":
         raise ValueError(
-            f"variant {variant!r}; known: tiny, smoke, tiny_deep, midsize, paper"
+            f"variant {variant!r}; known: tiny, smoke, tiny_deep, midsize, "
+            "midsize_smoke, paper"
         )
     return config

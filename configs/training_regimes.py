@@ -6,8 +6,8 @@ r"""SFT, OPD, RLVR and offline distillation from one anchor (P2, Tables 1 and 6)
 
 Variants: `tiny` (the tiny world, 15 runs), `smoke` (under a minute), `tiny_deep` (a
 world of 6 layers and width 256, built on first use), `midsize` (104 million parameters,
-three of the arms, for one GPU), `paper` (P2's settings and model names; a description,
-for a cluster).
+three of the arms, for one GPU), `midsize_smoke` (the same arms in the bundled world),
+`paper` (P2's settings and model names; a description, for a cluster).
 
 P2 = arXiv 2606.07082. "ours" marks what the paper does not give, or what the tiny world
 changes.
@@ -44,11 +44,14 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
             arm.learning_rate = 1e-5 if name == "sft" else 1e-6
     elif variant == "tiny_deep":
         study.deep(config)
-    elif variant == "midsize":
+    elif variant in ("midsize", "midsize_smoke"):
         study.midsize(config, rate=1e-6)
         del config.arms["sft_anchor"], config.arms["offline"]
+        if variant == "midsize_smoke":
+            study.shrink_midsize(config)
     elif variant != "tiny":
         raise ValueError(
-            f"variant {variant!r}; known: tiny, smoke, tiny_deep, midsize, paper"
+            f"variant {variant!r}; known: tiny, smoke, tiny_deep, midsize, "
+            "midsize_smoke, paper"
         )
     return config

@@ -27,13 +27,8 @@ for matrices too large to factor, and sets what it finds, its error bounds, its 
 its memory beside the truth. The exit status is 1 where a bound does not hold.
 """
 
-# ruff: noqa: E402
-import os
-
-# Before NumPy loads, as in update_geometry, whose phases are timed here.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
 import csv
+import os
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor

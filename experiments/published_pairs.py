@@ -24,12 +24,6 @@ A run that was stopped, or for which more checkpoints were had since, goes on wh
 started again. The exit status is 2 if a tensor holds NaN or infinity.
 """
 
-# ruff: noqa: E402
-import os
-
-# Before NumPy loads: two matrices at a time beat one factored by two threads.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
 import json
 import re
 import sys

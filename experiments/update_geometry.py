@@ -26,12 +26,6 @@ On several hosts the same command runs on each, with a --workdir that all of the
 see --coordinator.
 """
 
-# ruff: noqa: E402
-import os
-
-# Before NumPy loads: two matrices at a time beat one factored by two threads.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
 import json
 import sys
 import time

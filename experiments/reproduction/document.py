@@ -81,7 +81,8 @@ def write_document(
     parts = ["# Reproduction", escape_markdown(LEAD)]
     if smoke:
         parts.append(
-            "**A smoke run: every study at its smallest. Its numbers mean nothing.**"
+            "**A smoke run: every study at its smallest, those named midsize in the "
+            "bundled world. Its numbers mean nothing.**"
         )
     parts += ["## How it was made", render_block(Code(command))]
     parts += [_statuses(statuses, found, total, smoke=smoke), _environment(found)]

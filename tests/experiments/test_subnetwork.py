@@ -187,7 +187,7 @@ def test_a_mask_of_another_model_is_refused(begun, tmp_path):
 def test_a_mask_that_changed_behind_its_path_is_refused(tmp_path):
     path = tmp_path / "mine.safetensors"
     save_mask(path, {"w": np.ones(2, bool)})
-    config = get_config("smoke")
+    config = get_config("tiny")
     config.masks = ("own", str(path))
     config.other_teacher = str(TINY_WORLD / "teacher")
 
@@ -248,7 +248,7 @@ def test_the_other_teacher_sees_nothing_that_the_study_holds_out(
         ("masks", ("own", "biggest"), "mask 'biggest'; known: own"),
         ("masks", ("own", "own"), "own_0.175 occurs more than once"),
         ("curve_masks", ("matched_random",), "matched_random is no kind among masks"),
-        ("seeds", (0,), "other_seed: expected at least two seeds"),
+        ("masks", ("other_seed",), "other_seed: expected at least two seeds"),
         ("masks", ("rlvr",), "mask rlvr: there is no arm rlvr to make it of"),
     ],
 )
@@ -262,7 +262,8 @@ def test_settings_out_of_range_are_refused(field, value, message, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "variant", ["tiny", "smoke", "vision", "vision_smoke", "paper"]
+    "variant",
+    ["tiny", "smoke", "vision", "vision_smoke", "midsize", "midsize_smoke", "paper"],
 )
 def test_every_variant_builds(variant):
     config = get_config(variant)
@@ -350,13 +351,28 @@ def test_a_full_run_without_a_gain_is_matched_by_no_mask():
 
 
 @pytest.fixture(scope="module")
-def finished(smoke):
-    return smoke.run("subnetwork")
+def finished(tmp_path_factory):
+    """The smoke run with what it leaves out: a second seed and another teacher."""
+    config, whole = get_config("smoke"), get_config("tiny")
+    config.seeds = (0, 1)
+    config.arms = whole.arms
+    config.other_recipe = {
+        "seed": 1,
+        "base_steps": 1,
+        "anchor_accuracy": 0.0,
+        "teacher_steps": 30,
+        "num_problems": 1000,
+        "num_test": 64,
+        "num_validation": 64,
+    }
+    config.masks = ("own", "other_seed", "random")
+    workdir = tmp_path_factory.mktemp("subnetwork") / "finished"
+    return workdir, subnetwork.run(config, workdir), config
 
 
 @pytest.mark.slow
 def test_frozen_coordinates_are_the_sources_bits(finished, begun):
-    workdir, _ = finished
+    workdir, *_ = finished
     source = dict(
         hf.to_hf(begun.origins["anchor"], begun.study.world.student.model.config)
     )
@@ -376,7 +392,7 @@ def test_frozen_coordinates_are_the_sources_bits(finished, begun):
 
 @pytest.mark.slow
 def test_the_other_teacher_is_another_and_is_learnt_from(finished):
-    workdir, record = finished
+    workdir, *_ = finished
     ours, others = (
         SafetensorsSource(folder)
         for folder in (TINY_WORLD / "teacher", workdir / "other_teacher" / "teacher")
@@ -392,9 +408,9 @@ def test_the_other_teacher_is_another_and_is_learnt_from(finished):
 
 @pytest.mark.slow
 def test_the_record_holds_every_run_and_nothing_is_compiled_twice(finished):
-    workdir, record = finished
+    workdir, record, config = finished
     assert json.loads((workdir / "results.json").read_text()) == record
-    arms = {m.arm for m in subnetwork.plan(get_config("smoke"))}
+    arms = {m.arm for m in subnetwork.plan(config)}
     assert set(record["runs"]) == arms | set(subnetwork.FULL)
     assert set(record["arms"]) == set(record["runs"]) - {"own_0.01", "other_seed_0.175"}
     assert record["runs"]["own_0.01"]["trained"] == pytest.approx([0.01] * 2, abs=1e-4)

@@ -20,15 +20,22 @@ REGIMES = ("opd", "rlvr", "sft_anchor")
 CONSTRAINED = [f"{name}_{how}" for name in REGIMES for how in ("own", "random")]
 
 
+def settings():
+    """The smoke run with RLVR, which it leaves out."""
+    config = get_config("smoke")
+    config.arms.rlvr = get_config("tiny").arms.rlvr
+    return config
+
+
 @pytest.fixture(scope="module")
-def finished(smoke):
-    return smoke.run("subspace_locking")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("locking") / "run"
+    return workdir, subspace_locking.run(settings(), workdir)
 
 
 @pytest.fixture(scope="module")
 def study(finished):
-    config = get_config("smoke")
-    with begin(config, finished[0], subspace_locking.NAME) as begun:
+    with begin(settings(), finished[0], subspace_locking.NAME) as begun:
         yield begun.study
 
 
@@ -43,7 +50,7 @@ def test_a_constrained_run_never_leaves_its_subspace(finished, study, arm):
     workdir, record = finished
     assert max(record["outside_subspace"][arm]) < 1e-6
     params = study.world.student.params
-    for seed in get_config("smoke").seeds:
+    for seed in settings().seeds:
         folder = workdir / "arms" / arm / f"seed_{seed}"
         plain = workdir / "arms" / arm.rsplit("_", 1)[0] / f"seed_{seed}"
         start = weights(study, plain / "snapshots" / "step_000002")
@@ -75,7 +82,7 @@ def test_a_free_run_would_leave_it(finished, study):
         workdir / "arms/opd_own/seed_0/basis", study.world.student.params, study.roles
     )
     folder = workdir / "arms" / "opd_free" / "seed_0"
-    end = read_outcome(folder, get_config("smoke").arms.opd.learning_rate, 0)
+    end = read_outcome(folder, settings().arms.opd.learning_rate, 0)
     assert end is not None
     assert subspace_locking.largest_outside(study, start, end, basis) > 1e-5
 
@@ -118,14 +125,14 @@ def test_results_of_finished_runs_are_taken_again_without_training(
     for name in ("results.json", "report.md", "report.html"):
         (workdir / name).unlink()
     monkeypatch.setattr(study_module, "run_loop", lambda *_: pytest.fail("trains"))
-    again = subspace_locking.run(get_config("smoke"), workdir)
+    again = subspace_locking.run(settings(), workdir)
     for part in ("claims", "outside_subspace", "train_s"):
         assert again[part] == finished[1][part]
     assert (workdir / "report.html").exists()
 
 
 def test_ranks_above_a_matrix_are_refused(finished, tmp_path):
-    config = get_config("smoke")
+    config = settings()
     config.rank = 65  # k_proj and v_proj are [64, 128].
     with pytest.raises(ValueError, match=r"k_proj.weight: a matrix \[64, 128\] has"):
         subspace_locking.run(config, copied(finished[0], tmp_path))
@@ -140,7 +147,7 @@ def copied(workdir, tmp_path):
 
 
 def test_a_basis_step_that_is_no_snapshot_is_refused(tmp_path):
-    config = get_config("smoke")
+    config = settings()
     config.basis_share = 0.5
     with pytest.raises(ValueError, match="must be one of the snapshots before the end"):
         subspace_locking.run(config, tmp_path / "run")

@@ -1,6 +1,5 @@
 """Worlds beside the bundled one: their recipes, and studies that take place in them."""
 
-import importlib
 import math
 from typing import Any
 
@@ -271,21 +270,14 @@ def test_a_rollout_of_the_midsize_world_compiles_without_its_weights(midsize):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("study", MIDSIZE)
-def test_the_arms_of_the_midsize_variants_end_in_a_report(study, tmp_path):
+def test_the_arms_of_the_midsize_variants_end_in_a_report(study, smoke):
     """In the bundled world and four steps, which have the same arms and claims."""
-    config = STUDIES[study].get_config("midsize")
-    arms = set(config.arms)
-    config.world = ""
-    config.num_steps = config.save_every = 4
-    config.evaluate_every = 2
-    config.snapshot_shares = (0.25,)
-    if study == "subspace_locking":
-        config.basis_share = 0.25
-    config.prompts_per_step, config.samples_per_prompt = 8, 4
-    module = importlib.import_module(f"experiments.{study}")
-    record = module.run(config, tmp_path / "run")
-    assert arms <= set(record["arms"])
+    whole = STUDIES[study].get_config("midsize")
+    small = STUDIES[study].get_config("midsize_smoke")
+    assert (small.arms, small.compute_dtype) == (whole.arms, whole.compute_dtype)
+    folder, record = smoke.run(f"{study}_midsize")
+    assert set(whole.arms) <= set(record["arms"])
     assert record["claims"]
     # One seed decides nothing.
     assert {claim["holds"] for claim in record["claims"]} == {None}
-    assert (tmp_path / "run" / "report.html").exists()
+    assert (folder / "report.html").exists()
