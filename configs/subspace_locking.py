@@ -40,6 +40,7 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     if variant == "smoke":
         study.shrink(config)
         config.basis_share = 0.34
+        config.evaluate_every = 6
         config.seeds = (0,)  # Four runs a regime and seed.
         # The programs of `sft` are those of `sft_anchor`, those of RLVR its own.
         del config.arms["sft"], config.arms["rlvr"]
