@@ -49,7 +49,7 @@ def tiny() -> ml_collections.ConfigDict:
 
 
 def shrink(config: ml_collections.ConfigDict) -> None:
-    """Makes a configuration one of the suite: under a minute."""
+    """Makes a configuration one of the suite: about a minute."""
     config.num_steps = 6
     config.seeds = (0, 1)
     config.prompts_per_step = 8

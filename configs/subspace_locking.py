@@ -5,7 +5,7 @@ r"""Training inside the first directions of the early update (P2, Figures 4 to 6
         --config=configs/subspace_locking.py:smoke
 
 Variants: `tiny` (the tiny world, 48 runs, 36 of them shorter), `smoke` (8 runs of one
-seed, under a minute), `tiny_deep` (a world of 6 layers and width 256, built on first
+seed, about a minute), `tiny_deep` (a world of 6 layers and width 256, built on first
 use, where 16 directions are fewer), `midsize` (104 million parameters, OPD alone,
 for one GPU), `midsize_smoke` (the same in the bundled world), `paper` (P2's settings
 and model names; a description, for a cluster).
