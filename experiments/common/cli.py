@@ -1,5 +1,6 @@
 """How every experiment starts, and how it reports errors."""
 
+import atexit
 import logging as stdlib_logging
 import os
 import signal
@@ -8,6 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from types import FrameType
+from typing import NoReturn
 
 from absl import app, flags, logging
 
@@ -61,9 +63,8 @@ def main(
     """Parses flags and runs; an expected error becomes one message and status 1.
 
     With `--verbosity=1` its traceback is shown too. A run that is told to end, by
-    SIGTERM or an interrupt while it trains, has `PREEMPTED_STATUS`; of several
-    processes JAX takes SIGTERM, and training loops, `evaluate` and the analysis of
-    checkpoints heed it.
+    SIGTERM or an interrupt, has `PREEMPTED_STATUS`; of several processes JAX takes
+    SIGTERM, and training loops, `evaluate` and the analysis of checkpoints heed it.
 
     Args:
       run: The experiment.
@@ -98,7 +99,12 @@ def main(
             _run_as_process(run, cache, shared)
         except Preempted as stop:
             print(f"preempted: {stop}", file=sys.stderr)
-            sys.exit(PREEMPTED_STATUS)
+            _end(PREEMPTED_STATUS)
+        except KeyboardInterrupt:
+            if logging.level_debug():
+                traceback.print_exc()
+            print("interrupted: start the same again to go on", file=sys.stderr)
+            _end(PREEMPTED_STATUS)
         except EXPECTED as error:
             if logging.level_debug():
                 traceback.print_exc()
@@ -139,6 +145,18 @@ def _run_as_process(run: Callable[[], None], cache: bool, shared: bool) -> None:
             hosts.barrier()
             raise
         hosts.barrier()
+
+
+def _end(status: int) -> NoReturn:
+    """Ends a process that was interrupted, without the interpreter's own last steps.
+
+    Compilation that was interrupted goes on in a thread of JAX. Python would wait for
+    it, with the device that it compiles for gone, and end in a segmentation fault.
+    """
+    atexit._run_exitfuncs()  # JAX says goodbye to other processes there.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -33,10 +33,32 @@ PROGRAM = textwrap.dedent(
 )
 
 
-def _start(*arguments, **given):
+COMPILING = textwrap.dedent(
+    """
+    from experiments.common import cli
+    import jax
+    import jax.numpy as jnp
+
+    def unrolled(x):
+        for step in range(400):
+            x = jnp.sin(x) @ x + step
+        return x
+
+    def run():
+        lowered = jax.jit(unrolled).lower(jnp.ones((8, 8)))
+        print("ready", flush=True)
+        lowered.compile()
+        print("compiled", flush=True)
+
+    cli.main(run, cache=False)
+    """
+)
+
+
+def _start(*arguments, program=PROGRAM, **given):
     environment = os.environ | {"XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": ""}
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *arguments],
+        [sys.executable, "-c", program, *arguments],
         cwd=ablation_process.ROOT,
         env=environment | given,
         stdin=subprocess.PIPE,
@@ -149,6 +171,25 @@ def test_a_process_told_to_end_outside_of_training_says_so():
     _, errors = process.communicate(timeout=120)
     assert process.returncode == PREEMPTED_STATUS, errors
     assert errors.startswith("preempted: told to end outside of training")
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (signal.SIGTERM, "preempted: told to end outside"),
+        (signal.SIGINT, "interrupted"),
+    ],
+)
+def test_a_process_told_to_end_while_it_compiles_ends_well(number, said):
+    process = _start(program=COMPILING)
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.3)  # Compiling takes some seconds.
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=120)
+    assert output == ""
+    assert process.returncode == PREEMPTED_STATUS, errors
+    assert errors.startswith(said)
+    assert errors.count("\n") == 1
 
 
 @pytest.mark.parametrize(
