@@ -41,7 +41,8 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
         "opsd": "privileged:jsd",
     }
     if variant == "smoke":
-        kept = ("sampled_token", "reverse_kl", "top_reverse_bucket", "opsd")
+        # Self-distillation has programs of its own to draw with, too.
+        kept = ("sampled_token", "reverse_kl", "top_reverse_bucket")
         kinds = {name: kinds[name] for name in kept}
     # One rate for all, the ablation's for the sampled token; ours.
     config.arms = {

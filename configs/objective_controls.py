@@ -50,8 +50,8 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
         study.shrink(config)
         config.seeds = (0,)
         config.snapshot_shares = ()
-        # Supervised training has programs of its own.
-        kept = ("opd", "top_25", "random_25", "off_policy", "mix_50", "rlvr")
+        # Foreign rollouts and supervised training have programs of their own.
+        kept = ("opd", "top_25", "random_25", "mix_50", "rlvr")
         config.arms = {name: config.arms[name].to_dict() for name in kept}
         config.moment_matrices = ("layers.self_attn.o_proj:1",)
     elif variant == "paper":

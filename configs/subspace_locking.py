@@ -4,8 +4,8 @@ r"""Training inside the first directions of the early update (P2, Figures 4 to 6
     python -m experiments.subspace_locking --workdir=runs/smoke \
         --config=configs/subspace_locking.py:smoke
 
-Variants: `tiny` (the tiny world, 48 runs, 36 of them shorter), `smoke` (8 runs of one
-seed, about a minute), `tiny_deep` (a world of 6 layers and width 256, built on first
+Variants: `tiny` (the tiny world, 48 runs, 36 of them shorter), `smoke` (OPD's 4 runs
+of one seed), `tiny_deep` (a world of 6 layers and width 256, built on first
 use, where 16 directions are fewer), `midsize` (104 million parameters, OPD alone,
 for one GPU), `midsize_smoke` (the same in the bundled world), `paper` (P2's settings
 and model names; a description, for a cluster).
@@ -41,9 +41,9 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
         study.shrink(config)
         config.basis_share = 0.34
         config.evaluate_every = 6
-        config.seeds = (0,)  # Four runs a regime and seed.
-        # The programs of `sft` are those of `sft_anchor`, those of RLVR its own.
-        del config.arms["sft"], config.arms["rlvr"]
+        config.seeds = (0,)
+        # Each regime has two programs to compile.
+        config.arms = {"opd": config.arms.opd.to_dict()}
     elif variant == "paper":
         study.paper(config)
         config.basis_share = 63 / 299

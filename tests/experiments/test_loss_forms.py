@@ -52,9 +52,18 @@ def test_bad_names_are_refused(kind, message):
         make_form(kind, MODEL, MODEL, 1.0)
 
 
+def settings():
+    """The smoke run with what it leaves out: self-distillation, and a second seed."""
+    config = get_config("smoke")
+    config.arms.opsd = get_config("tiny").arms.opsd
+    config.seeds = (0, 1)
+    return config
+
+
 @pytest.mark.slow
-def test_smoke(smoke, tmp_path):
-    workdir, record = smoke.run("loss_forms")
+def test_results_and_report(tmp_path):
+    workdir = tmp_path / "finished"
+    record = loss_forms.run(settings(), workdir)
     assert json.loads((workdir / "results.json").read_text()) == record
     assert set(record["arms"]) == {
         "sampled_token",
@@ -67,6 +76,7 @@ def test_smoke(smoke, tmp_path):
     assert len(record["claims"]) == 5
     (whole,) = record["moments"]["reverse_kl"].values()
     (sampled,) = record["moments"]["sampled_token"].values()
+    assert len(sampled) == len(whole) == 2
     for ours, theirs in zip(sampled, whole, strict=True):
         assert ours["tokens"] == theirs["tokens"]
         for found in (ours, theirs):
@@ -90,7 +100,7 @@ def test_smoke(smoke, tmp_path):
     # The finished runs once more, without second moments.
     shutil.copytree(workdir / "arms", tmp_path / "run" / "arms")
     workdir = tmp_path / "run"
-    config = get_config("smoke")
+    config = settings()
     config.moment_matrices = ()
     again = loss_forms.run(config, workdir)
     assert again["claims"] == record["claims"][1:]
@@ -112,7 +122,7 @@ def test_a_privileged_reader_of_prompts_with_images_is_refused(tmp_path, monkeyp
     monkeypatch.setattr("experiments.studies.begin.has_images", lambda examples: True)
     with (
         pytest.raises(ValueError, match="arm opsd: privileged:jsd is of text, and the"),
-        begin(get_config("smoke"), tmp_path / "run", loss_forms.NAME),
+        begin(settings(), tmp_path / "run", loss_forms.NAME),
     ):
         pass
     assert not (tmp_path / "run").exists()
@@ -120,8 +130,8 @@ def test_a_privileged_reader_of_prompts_with_images_is_refused(tmp_path, monkeyp
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    config = get_config("smoke")
-    with begin(config, tmp_path_factory.mktemp("forms"), loss_forms.NAME) as begun:
+    workdir = tmp_path_factory.mktemp("forms")
+    with begin(settings(), workdir, loss_forms.NAME) as begun:
         yield begun.study
 
 
@@ -187,7 +197,7 @@ def test_self_distillation_is_the_divergence_between_the_two_views(study):
 
 
 def test_without_a_template_there_is_no_privileged_view(tmp_path):
-    config = get_config("smoke")
+    config = settings()
     config.privileged = ""
     with pytest.raises(ValueError, match="privileged is empty; expected such as"):
         loss_forms.run(config, tmp_path / "run")

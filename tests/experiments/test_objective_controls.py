@@ -81,9 +81,10 @@ def test_what_is_no_matrix_of_the_model_is_refused(study, text):
 
 
 def settings():
-    """The smoke run with what it leaves out: SFT, and a second seed."""
-    config = get_config("smoke")
-    config.arms.sft = get_config("tiny").arms.sft
+    """The smoke run with what it leaves out: more arms, and a second seed."""
+    config, whole = get_config("smoke"), get_config("tiny")
+    for name in ("off_policy", "sft"):
+        config.arms[name] = whole.arms[name]
     config.seeds = (0, 1)
     return config
 

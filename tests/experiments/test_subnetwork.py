@@ -255,8 +255,6 @@ def test_the_other_teacher_sees_nothing_that_the_study_holds_out(
 def test_settings_out_of_range_are_refused(field, value, message, tmp_path):
     config = get_config("smoke")
     config[field] = value
-    if field == "masks":
-        del config.arms["rlvr"]
     with pytest.raises(ValueError, match=message):
         subnetwork.run(config, tmp_path / "run")
 
@@ -352,7 +350,7 @@ def test_a_full_run_without_a_gain_is_matched_by_no_mask():
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The smoke run with what it leaves out: a second seed and another teacher."""
+    """The smoke run with what it leaves out: RLVR, a second seed, another teacher."""
     config, whole = get_config("smoke"), get_config("tiny")
     config.seeds = (0, 1)
     config.arms = whole.arms
@@ -365,7 +363,7 @@ def finished(tmp_path_factory):
         "num_test": 64,
         "num_validation": 64,
     }
-    config.masks = ("own", "other_seed", "random")
+    config.masks = ("own", "rlvr", "other_seed", "random")
     workdir = tmp_path_factory.mktemp("subnetwork") / "finished"
     return workdir, subnetwork.run(config, workdir), config
 

@@ -21,9 +21,10 @@ CONSTRAINED = [f"{name}_{how}" for name in REGIMES for how in ("own", "random")]
 
 
 def settings():
-    """The smoke run with RLVR, which it leaves out."""
-    config = get_config("smoke")
-    config.arms.rlvr = get_config("tiny").arms.rlvr
+    """The smoke run with RLVR and SFT, which it leaves out."""
+    config, whole = get_config("smoke"), get_config("tiny")
+    for name in ("rlvr", "sft_anchor"):
+        config.arms[name] = whole.arms[name]
     return config
 
 
