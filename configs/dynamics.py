@@ -33,6 +33,7 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     )
     if variant == "smoke":
         study.shrink(config)
+        config.seeds = (0, 1)
         for name in ("sft", "sft_anchor", "rlvr"):
             del config.arms[name]
     elif variant == "paper":

@@ -55,7 +55,6 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     )
     if variant == "smoke":
         study.shrink(config)
-        config.seeds = (0,)
         config.evaluate_every = 6
         config.snapshot_shares = ()
         config.world = ""

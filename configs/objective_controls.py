@@ -48,7 +48,6 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     )
     if variant == "smoke":
         study.shrink(config)
-        config.seeds = (0,)
         config.snapshot_shares = ()
         # Foreign rollouts and supervised training have programs of their own.
         kept = ("opd", "top_25", "random_25", "mix_50", "rlvr")

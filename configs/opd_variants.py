@@ -49,6 +49,7 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
         }
         if variant == "smoke":
             study.shrink(config)
+            config.seeds = (0, 1)
             config.snapshot_shares = ()
             worlds = {name: worlds[name] for name in ("opd", "large_teacher")}
         arms = {name: ARM | fields for name, fields in worlds.items()}

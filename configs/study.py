@@ -49,9 +49,9 @@ def tiny() -> ml_collections.ConfigDict:
 
 
 def shrink(config: ml_collections.ConfigDict) -> None:
-    """Makes a configuration one of the suite: about a minute."""
+    """Makes a configuration one of the suite, of which compiling is the most."""
     config.num_steps = 6
-    config.seeds = (0, 1)
+    config.seeds = (0,)
     config.prompts_per_step = 8
     config.evaluate_every = 3
     config.save_every = 6

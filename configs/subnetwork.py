@@ -93,7 +93,6 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
 def _shrink(config: ml_collections.ConfigDict) -> None:
     """OPD alone, one seed: compiling is what takes time, and RLVR would double it."""
     study.shrink(config)
-    config.seeds = (0,)
     del config.arms["rlvr"], config.arms["opd_other_teacher"]
     config.masks = ("own", "random", "low_nonprincipal")
     config.curve_masks = ("own",)
@@ -133,7 +132,6 @@ def _vision(config: ml_collections.ConfigDict) -> None:
 
 def _shrink_vision(config: ml_collections.ConfigDict) -> None:
     study.shrink(config)
-    config.seeds = (0,)
     # A model that is hardly trained gets no reward, so that RLVR would not move.
     del config.arms["rlvr"]
     config.masks = ("own", "random")

@@ -41,7 +41,6 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
         study.shrink(config)
         config.basis_share = 0.34
         config.evaluate_every = 6
-        config.seeds = (0,)
         # Each regime has two programs to compile.
         config.arms = {"opd": config.arms.opd.to_dict()}
     elif variant == "paper":

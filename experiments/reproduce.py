@@ -28,7 +28,7 @@ from tqdm import tqdm
 from experiments.common import cli
 from experiments.common import workdir as workdirs
 from experiments.reproduction.document import Status, write_document
-from experiments.reproduction.plan import KNOWN, ON_A_GPU, Entry, select
+from experiments.reproduction.plan import KNOWN, MIDSIZE, Entry, select
 from experiments.reproduction.process import Command, Ended, run_processes
 from experiments.reproduction.results import Results, read_results
 from geomjax.analysis.journal import write_atomically
@@ -183,13 +183,13 @@ class _Lot:
             if entry.finished(self._workdir):
                 found[entry.name] = read_results(self._workdir / entry.name)
                 state = "finished"
-            elif entry in ON_A_GPU and entry.name not in self._missing:
+            elif entry in MIDSIZE and entry.name not in self._missing:
                 continue  # It was not asked for.
             statuses.append(Status(entry, state, *times.get(entry.name, UNKNOWN)))
         start = "python -m experiments.reproduce --workdir=runs/reproduction"
         command = start + (" --smoke" if self._smoke else "")
         command += f" --jobs={self._jobs}" if self._jobs > 1 else ""
-        large = [s.entry.name for s in statuses if s.entry in ON_A_GPU]
+        large = [s.entry.name for s in statuses if s.entry in MIDSIZE]
         if large and not self._smoke:
             command += f"\n{start} --only={','.join(large)}"
         return write_document(

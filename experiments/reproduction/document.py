@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from experiments.published.tables import PublishedColumn
 from experiments.reproduction.items import Item, load_items
-from experiments.reproduction.plan import ON_A_GPU, Entry, sizes
+from experiments.reproduction.plan import MIDSIZE, Entry, sizes
 from experiments.reproduction.results import Results, measured
 from geomjax.analysis.report import Cell, Claims, Code, Column, Table
 from geomjax.analysis.report.markdown import escape_markdown, render_block
@@ -31,8 +31,11 @@ LEAD = (
     "seeds lies beyond the threshold, and does not if it lies on the other side, which "
     "is a finding; an interval that contains the threshold decides nothing. Each is "
     "tested by itself: of twenty that lie exactly on their thresholds about one would "
-    "be decided by chance. Studies named midsize, where there are any, are of one seed "
-    "and 104 million parameters; their claims are not counted."
+    "be decided by chance."
+)
+LARGE = (
+    "Studies named midsize, where there are any, are of one seed and 104 million "
+    "parameters; their claims are not counted."
 )
 UNIT_NOTE = (
     "Papers' rows are their single runs; ours are means over seeds. Stored: "
@@ -78,11 +81,11 @@ def write_document(
     Returns:
       Path of the document.
     """
-    parts = ["# Reproduction", escape_markdown(LEAD)]
+    parts = ["# Reproduction", escape_markdown(LEAD if smoke else f"{LEAD} {LARGE}")]
     if smoke:
         parts.append(
             "**A smoke run: every study at its smallest, those named midsize in the "
-            "bundled world. Its numbers mean nothing.**"
+            "bundled world and their claims not counted. Its numbers mean nothing.**"
         )
     parts += ["## How it was made", render_block(Code(command))]
     parts += [_statuses(statuses, found, total, smoke=smoke), _environment(found)]
@@ -141,7 +144,7 @@ def _environment(found: Mapping[str, Results]) -> str:
 
 def _claims(statuses: Sequence[Status], found: Mapping[str, Results]) -> list[str]:
     claims = {name: results.claims() for name, results in found.items()}
-    large = {entry.name for entry in ON_A_GPU}
+    large = {entry.name for entry in MIDSIZE}
     every = [c.holds for name in claims.keys() - large for c in claims[name]]
     parts = [
         f"Of {len(every)} claims, ours and checks among them, {every.count(True)} "

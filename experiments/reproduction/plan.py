@@ -112,9 +112,9 @@ ENTRIES = (
 )
 """The lot, those that most of the papers' tables need first."""
 
-_MIDSIZE = "_midsize"
-ON_A_GPU = tuple(
-    Entry(name + _MIDSIZE, name, "midsize", "midsize_smoke")
+_SUFFIX = "_midsize"
+MIDSIZE = tuple(
+    Entry(name + _SUFFIX, name, "midsize", "midsize_smoke")
     for name in ("training_regimes", "subspace_locking", "subnetwork")
 )
 """Entries of 104 million parameters, which run only if `--only` names them.
@@ -122,7 +122,7 @@ ON_A_GPU = tuple(
 At their smallest they take place in the bundled world, and belong to the lot.
 """
 
-KNOWN = ENTRIES + ON_A_GPU
+KNOWN = ENTRIES + MIDSIZE
 
 
 def select(names: Sequence[str], *, smoke: bool = False) -> tuple[Entry, ...]:
@@ -146,4 +146,4 @@ def select(names: Sequence[str], *, smoke: bool = False) -> tuple[Entry, ...]:
 
 def sizes(name: str) -> tuple[str, str]:
     """An entry's name, and that of its like at 104 million parameters, if any."""
-    return name, name + _MIDSIZE
+    return name, name + _SUFFIX

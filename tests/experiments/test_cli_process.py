@@ -10,6 +10,7 @@ import time
 
 import ablation_process
 import host_processes
+import jax
 import pytest
 
 from experiments.common import compilation_cache
@@ -218,6 +219,22 @@ def test_compiled_programs_are_kept_where_they_should(
     assert float(value) == 7.0
     assert folder.startswith(expected.format(tmp_path))
     assert bool(list(tmp_path.rglob("*-cache"))) == (expected != "None")
+
+
+def test_programs_below_jaxs_limit_are_kept_too(monkeypatch, tmp_path):
+    limit, folder = compilation_cache._LIMIT.lower(), "jax_compilation_cache_dir"
+    before = {name: jax.config.values[name] for name in (limit, folder)}
+    try:
+        jax.config.update(limit, 1.0)
+        monkeypatch.setenv(compilation_cache._LIMIT, "1.0")
+        compilation_cache.enable(str(tmp_path))
+        assert jax.config.values[limit] == 1.0
+        monkeypatch.delenv(compilation_cache._LIMIT)
+        compilation_cache.enable(str(tmp_path))
+        assert jax.config.values[limit] == compilation_cache.KEPT_S
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
 
 
 def test_the_default_folder_is_one_of_version_and_processor(monkeypatch, tmp_path):

@@ -14,7 +14,7 @@ from experiments.common.workdir import WorkdirError
 from experiments.common.world import TINY_WORLD
 from experiments.reproduction.document import Status, write_document
 from experiments.reproduction.items import FILE, load_items
-from experiments.reproduction.plan import ENTRIES, KNOWN, ON_A_GPU, select, sizes
+from experiments.reproduction.plan import ENTRIES, KNOWN, MIDSIZE, select, sizes
 from experiments.reproduction.process import Ended
 from experiments.reproduction.results import Results, look_up, measured, read_results
 from experiments.studies import worlds
@@ -31,7 +31,7 @@ COMMIT = "0123456789abcdef"
 @pytest.mark.parametrize("entry", KNOWN, ids=lambda entry: entry.name)
 def test_every_entry_has_a_configuration_and_a_command(entry, smoke, tmp_path):
     config = entry.config(smoke=smoke)
-    assert len(config.seeds) >= (1 if smoke or entry in ON_A_GPU else 3)
+    assert len(config.seeds) >= (1 if smoke or entry in MIDSIZE else 3)
     for name, value in entry.settings.items():
         assert smoke or config[name] == value
     command = entry.command(smoke=smoke)
@@ -50,7 +50,7 @@ def test_names_are_distinct_and_selected_in_the_lots_order():
     assert select([names[2], names[0]]) == (ENTRIES[0], ENTRIES[2])
     with pytest.raises(ValueError, match=r"--only names \['regimes'\]; known: optim"):
         select([names[0], "regimes"])
-    for entry in ON_A_GPU:
+    for entry in MIDSIZE:
         assert select([entry.name]) == (entry,)
         assert sizes(entry.module) == (entry.module, entry.name)
         assert entry.config(smoke=False).world == "midsize"
@@ -58,7 +58,7 @@ def test_names_are_distinct_and_selected_in_the_lots_order():
 
 
 def test_what_needs_a_gpu_runs_and_is_listed_where_it_is_named(studies, tmp_path):
-    large = ON_A_GPU[0]
+    large = MIDSIZE[0]
     assert large.name not in reproduce.run(tmp_path, [FIRST]).read_text()
     reproduce.run(tmp_path, [large])
     text = reproduce.run(tmp_path, [FIRST]).read_text()
@@ -67,9 +67,11 @@ def test_what_needs_a_gpu_runs_and_is_listed_where_it_is_named(studies, tmp_path
     )
     assert "configs/training\\_regimes.py:midsize | finished |" in row
     assert f"--only={large.name}" in text
+    assert "of one seed and 104 million parameters" in text
     assert studies[1] == [FIRST.name, large.name]
     text = reproduce.run(tmp_path / "smoke", [large], smoke=True).read_text()
     assert "configs/training\\_regimes.py:midsize\\_smoke | finished |" in text
+    assert "104 million" not in text
     assert "--only" not in text
 
 
