@@ -4,7 +4,7 @@ r"""When each layer's update enters the channel that it ends in, per module.
     python -m experiments.dynamics --workdir=runs/smoke \
         --config=configs/dynamics.py:smoke
 
-Variants: `tiny` (the tiny world, 12 runs), `smoke` (under a minute), `tiny_deep` (a
+Variants: `tiny` (the tiny world, 12 runs), `smoke` (OPD alone), `tiny_deep` (a
 world of 6 layers and width 256, built on first use), `paper` (P2's settings and model
 names; a description, for a cluster).
 

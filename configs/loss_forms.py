@@ -4,9 +4,9 @@ r"""The forms of the distillation loss, and the noise of their gradients.
     python -m experiments.loss_forms --workdir=runs/smoke \
         --config=configs/loss_forms.py:smoke
 
-Variants: `tiny` (a tiny world of 136 tokens, 27 runs), `smoke` (about a minute),
-`paper` (the settings of P2 with the forms of P1 and thunlp/OPD; a description, for a
-cluster).
+Variants: `tiny` (a tiny world of 136 tokens, 27 runs), `smoke` (three of
+the forms, one seed), `paper` (the settings of P2 with the forms of P1 and thunlp/OPD; a
+description, for a cluster).
 """
 
 import ml_collections

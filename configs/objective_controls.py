@@ -4,8 +4,8 @@ r"""What in the signal shapes the update: tokens, rollouts, mixtures (P2, Figure
     python -m experiments.objective_controls --workdir=runs/smoke \
         --config=configs/objective_controls.py:smoke
 
-Variants: `tiny` (the tiny world, 39 runs), `smoke` (about a minute), `paper` (P2's
-settings and model names; a description, for a cluster).
+Variants: `tiny` (the tiny world, 39 runs), `smoke` (five arms, one seed), `paper`
+(P2's settings and model names; a description, for a cluster).
 
 P2 = arXiv 2606.07082. "ours" marks what the paper does not give, or what the tiny world
 changes.

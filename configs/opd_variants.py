@@ -5,7 +5,7 @@ r"""OPD with other teachers, students, tasks and seeds (P2, Tables 1 and 7).
         --config=configs/opd_variants.py:smoke
 
 Variants: `tiny` (12 runs in three worlds, two of them built on first use), `smoke`
-(under a minute, in the bundled world), `paper` (P2's settings and model names; a
+(two arms, in the bundled world), `paper` (P2's settings and model names; a
 description, for a cluster).
 
 The larger teacher of `tiny` is not a better one: it solves 61 % of its test problems,

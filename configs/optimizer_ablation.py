@@ -4,10 +4,10 @@ r"""On-policy distillation with AdamW, SGD and subnetwork masks (P1, Figure 3).
     python -m experiments.optimizer_ablation --workdir=runs/smoke \
         --config=configs/optimizer_ablation.py:smoke
 
-Variants: `default` (the tiny world, minutes on 2 CPU cores), `smoke` (under a minute),
-`sweep` (learning rates chosen on the validation split), `optimizers` (nine optimizers
-without masks and one by import path, each at the best of four rates),
-`optimizers_smoke` (three of them at two rates, under a minute).
+Variants: `default` (the tiny world, minutes on 2 CPU cores), `smoke` (8 steps of one
+seed), `sweep` (learning rates chosen on the validation split), `optimizers` (nine
+optimizers without masks and one by import path, each at the best of four rates),
+`optimizers_smoke` (three of them at two rates, 8 steps of one seed).
 
 P1 = arXiv 2606.13657. "ours" marks what the paper does not give, or what the tiny world
 changes; the README lists all of it.

@@ -4,8 +4,8 @@ r"""How much of the sparsity is the number format's (nobody has published it).
     python -m experiments.precision --workdir=runs/smoke \
         --config=configs/precision.py:smoke
 
-Variants: `tiny` (the tiny world, 33 runs), `smoke` (under a minute), `paper` (P2's
-settings and model names at its rate; a description, for a cluster).
+Variants: `tiny` (the tiny world, 33 runs), `smoke` (OPD at one rate, one seed),
+`paper` (P2's settings and model names at its rate; a description, for a cluster).
 
 P2 = arXiv 2606.07082. Everything else is ours.
 """

@@ -4,7 +4,7 @@ r"""Which coordinates training needs: masks, densities and overlaps (P1, Table 4
     python -m experiments.subnetwork --workdir=runs/vision \
         --config=configs/subnetwork.py:vision
 
-Variants: `tiny` (the tiny world, 66 short runs), `smoke` (about a minute: some of the
+Variants: `tiny` (the tiny world, 66 short runs), `smoke` (OPD and some of its
 masks, one seed), `vision` (a small Qwen2.5-VL that reads drawn shapes, built on first
 use: P1's Figure 7 in 24 runs), `vision_smoke` (the same at its smallest), `midsize`
 (104 million parameters, OPD alone, for one GPU), `midsize_smoke` (the same in the

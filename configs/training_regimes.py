@@ -4,7 +4,7 @@ r"""SFT, OPD, RLVR and offline distillation from one anchor (P2, Tables 1 and 6)
     python -m experiments.training_regimes --workdir=runs/smoke \
         --config=configs/training_regimes.py:smoke
 
-Variants: `tiny` (the tiny world, 15 runs), `smoke` (under a minute), `tiny_deep` (a
+Variants: `tiny` (the tiny world, 15 runs), `smoke` (6 steps, one seed), `tiny_deep` (a
 world of 6 layers and width 256, built on first use), `midsize` (104 million parameters,
 three of the arms, for one GPU), `midsize_smoke` (the same arms in the bundled world),
 `paper` (P2's settings and model names; a description, for a cluster).
