@@ -4,7 +4,7 @@ r"""How much of the sparsity is the number format's (nobody has published it).
     python -m experiments.precision --workdir=runs/smoke \
         --config=configs/precision.py:smoke
 
-Variants: `tiny` (the tiny world, 33 runs), `smoke` (OPD at one rate, one seed),
+Variants: `tiny` (the tiny world, 33 runs), `smoke` (OPD at one rate, two seeds),
 `paper` (P2's settings and model names at its rate; a description, for a cluster).
 
 P2 = arXiv 2606.07082. Everything else is ours.
@@ -30,6 +30,7 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
         arms |= _one("sft", "responses", "1e-5") | _one("rlvr", "reward", "1e-5")
     elif variant == "smoke":
         study.shrink(config)
+        config.seeds = (0, 1)  # So that runs share a program.
         arms = _opd(("1e-5",))
     elif variant == "paper":
         study.paper(config)

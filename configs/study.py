@@ -49,7 +49,7 @@ def tiny() -> ml_collections.ConfigDict:
 
 
 def shrink(config: ml_collections.ConfigDict) -> None:
-    """Makes a configuration one of the suite, of which compiling is the most."""
+    """Makes a configuration one of the suite: so small that it mostly compiles."""
     config.num_steps = 6
     config.seeds = (0,)
     config.prompts_per_step = 8

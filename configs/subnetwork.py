@@ -5,7 +5,7 @@ r"""Which coordinates training needs: masks, densities and overlaps (P1, Table 4
         --config=configs/subnetwork.py:vision
 
 Variants: `tiny` (the tiny world, 66 short runs), `smoke` (OPD and some of its
-masks, one seed), `vision` (a small Qwen2.5-VL that reads drawn shapes, built on first
+masks, two seeds), `vision` (a small Qwen2.5-VL that reads drawn shapes, built on first
 use: P1's Figure 7 in 24 runs), `vision_smoke` (the same at its smallest), `midsize`
 (104 million parameters, OPD alone, for one GPU), `midsize_smoke` (the same in the
 bundled world), `paper` (P1's settings and model names; a description, for a cluster).
@@ -91,8 +91,9 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
 
 
 def _shrink(config: ml_collections.ConfigDict) -> None:
-    """OPD alone, one seed: compiling is what takes time, and RLVR would double it."""
+    """OPD alone: compiling is what takes time, and RLVR would double it."""
     study.shrink(config)
+    config.seeds = (0, 1)  # For the overlap of two supports.
     del config.arms["rlvr"], config.arms["opd_other_teacher"]
     config.masks = ("own", "random", "low_nonprincipal")
     config.curve_masks = ("own",)

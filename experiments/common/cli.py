@@ -12,6 +12,7 @@ from types import FrameType
 from typing import NoReturn
 
 from absl import app, flags, logging
+from jax._src import xla_bridge  # The clients have no public handle.
 
 from experiments.common import compilation_cache
 from experiments.common.workdir import refuse_address
@@ -23,6 +24,9 @@ PREEMPTED_STATUS = 75
 
 It is EX_TEMPFAIL of sysexits.h, and no status of an error.
 """
+
+INTERRUPTED_STATUS = 130
+"""Exit status of a run interrupted outside of training: 128 and SIGINT, as in shells."""
 
 EXPECTED = (ValueError, OSError, NonFiniteError)
 """Errors that speak to the user; anything else is a defect and shows its traceback."""
@@ -63,8 +67,9 @@ def main(
     """Parses flags and runs; an expected error becomes one message and status 1.
 
     With `--verbosity=1` its traceback is shown too. A run that is told to end, by
-    SIGTERM or an interrupt, has `PREEMPTED_STATUS`; of several processes JAX takes
-    SIGTERM, and training loops, `evaluate` and the analysis of checkpoints heed it.
+    SIGTERM or by an interrupt while it trains, has `PREEMPTED_STATUS`; of several
+    processes JAX takes SIGTERM, and training loops, `evaluate` and the analysis of
+    checkpoints heed it. Another interrupt has `INTERRUPTED_STATUS`.
 
     Args:
       run: The experiment.
@@ -98,13 +103,9 @@ def main(
         try:
             _run_as_process(run, cache, shared)
         except Preempted as stop:
-            print(f"preempted: {stop}", file=sys.stderr)
-            _end(PREEMPTED_STATUS)
+            _end(PREEMPTED_STATUS, f"preempted: {stop}")
         except KeyboardInterrupt:
-            if logging.level_debug():
-                traceback.print_exc()
-            print("interrupted: start the same again to go on", file=sys.stderr)
-            _end(PREEMPTED_STATUS)
+            _end(INTERRUPTED_STATUS, "interrupted: start the same again to go on")
         except EXPECTED as error:
             if logging.level_debug():
                 traceback.print_exc()
@@ -147,16 +148,29 @@ def _run_as_process(run: Callable[[], None], cache: bool, shared: bool) -> None:
         hosts.barrier()
 
 
-def _end(status: int) -> NoReturn:
+def _end(status: int, message: str) -> NoReturn:
     """Ends a process that was interrupted, without the interpreter's own last steps.
 
-    Compilation that was interrupted goes on in a thread of JAX. Python would wait for
-    it, with the device that it compiles for gone, and end in a segmentation fault.
+    Compilation that was interrupted goes on in a thread of JAX. Where the device that
+    it compiles for is let go of, which Python does as it ends, that thread reads what
+    is no longer there, and the process ends in a segmentation fault (jaxlib 0.10).
     """
-    atexit._run_exitfuncs()  # JAX says goodbye to other processes there.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    _held = dict(xla_bridge._backends)  # JAX lets go of them in its exit function.
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)  # It is ending.
+        if logging.level_debug():
+            traceback.print_exc()
+        print(message, file=sys.stderr)
+        if status == INTERRUPTED_STATUS and hosts.count() > 1:
+            hosts.leave(status)  # The others are at work, and take no leave.
+        # CPython's own name for what it does first at the end. JAX says goodbye to
+        # other processes there.
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:  # Whoever read what it prints may be gone.
+        os._exit(status)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

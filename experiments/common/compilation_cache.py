@@ -15,7 +15,8 @@ two dozen of half a second in a study.
 """
 
 _CPU_INFO = Path("/proc/cpuinfo")
-_LIMIT = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+_LIMIT = "jax_persistent_cache_min_compile_time_secs"
+_LIMIT_VARIABLE = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 
 
 def enable(folder: str | None) -> Path | None:
@@ -42,8 +43,8 @@ def enable(folder: str | None) -> Path | None:
     if folder is None:
         folder = settings["jax_compilation_cache_dir"] or str(default_folder())
     jax.config.update("jax_compilation_cache_dir", folder)
-    if _LIMIT not in os.environ:
-        jax.config.update(_LIMIT.lower(), KEPT_S)
+    if _LIMIT_VARIABLE not in os.environ:
+        jax.config.update(_LIMIT, KEPT_S)
     return Path(folder)
 
 

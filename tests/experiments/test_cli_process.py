@@ -14,7 +14,7 @@ import jax
 import pytest
 
 from experiments.common import compilation_cache
-from experiments.common.cli import PREEMPTED_STATUS
+from experiments.common.cli import INTERRUPTED_STATUS, PREEMPTED_STATUS
 
 PROGRAM = textwrap.dedent(
     """
@@ -175,22 +175,39 @@ def test_a_process_told_to_end_outside_of_training_says_so():
 
 
 @pytest.mark.parametrize(
-    ("number", "said"),
+    ("number", "status", "said"),
     [
-        (signal.SIGTERM, "preempted: told to end outside"),
-        (signal.SIGINT, "interrupted"),
+        (signal.SIGTERM, PREEMPTED_STATUS, "preempted: told to end"),
+        (signal.SIGINT, INTERRUPTED_STATUS, "interrupted: start"),
     ],
 )
-def test_a_process_told_to_end_while_it_compiles_ends_well(number, said):
+def test_a_process_told_to_end_while_it_compiles_ends_well(number, status, said):
     process = _start(program=COMPILING)
-    assert process.stdout.readline() == "ready\n"
-    time.sleep(0.3)  # Compiling takes some seconds.
-    process.send_signal(number)
-    output, errors = process.communicate(timeout=120)
+    try:
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.3)  # Compiling takes some seconds.
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert output == ""
-    assert process.returncode == PREEMPTED_STATUS, errors
+    assert process.returncode == status, errors
     assert errors.startswith(said)
     assert errors.count("\n") == 1
+
+
+def test_a_process_told_to_end_twice_whose_reader_has_gone_ends_well():
+    process = _start(program=COMPILING)
+    try:
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.3)
+        process.stderr.close()
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
+        status = process.wait(timeout=120)
+    finally:
+        process.kill()
+    assert status in (INTERRUPTED_STATUS, PREEMPTED_STATUS)
 
 
 @pytest.mark.parametrize(
@@ -221,15 +238,18 @@ def test_compiled_programs_are_kept_where_they_should(
     assert bool(list(tmp_path.rglob("*-cache"))) == (expected != "None")
 
 
-def test_programs_below_jaxs_limit_are_kept_too(monkeypatch, tmp_path):
-    limit, folder = compilation_cache._LIMIT.lower(), "jax_compilation_cache_dir"
+def test_the_limit_of_what_is_kept_is_ours_unless_a_variable_has_one(
+    monkeypatch, tmp_path
+):
+    limit, folder = compilation_cache._LIMIT, "jax_compilation_cache_dir"
+    monkeypatch.setitem(jax.config.values, "jax_enable_compilation_cache", True)
     before = {name: jax.config.values[name] for name in (limit, folder)}
     try:
         jax.config.update(limit, 1.0)
-        monkeypatch.setenv(compilation_cache._LIMIT, "1.0")
+        monkeypatch.setenv(compilation_cache._LIMIT_VARIABLE, "1.0")
         compilation_cache.enable(str(tmp_path))
         assert jax.config.values[limit] == 1.0
-        monkeypatch.delenv(compilation_cache._LIMIT)
+        monkeypatch.delenv(compilation_cache._LIMIT_VARIABLE)
         compilation_cache.enable(str(tmp_path))
         assert jax.config.values[limit] == compilation_cache.KEPT_S
     finally:

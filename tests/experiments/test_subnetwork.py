@@ -436,7 +436,7 @@ def test_the_record_holds_every_run_and_nothing_is_compiled_twice(finished):
     ]
     assert len(seconds) == sum(len(run["trained"]) for run in record["runs"].values())
     assert record["train_s"] == pytest.approx(sum(seconds), abs=0.06)
-    assert len(record["claims"]) == 11
+    assert len(record["claims"]) == 14
     text = (workdir / "report.md").read_text()
     for part in (
         "P1's Table 4",
