@@ -26,7 +26,7 @@ It is EX_TEMPFAIL of sysexits.h, and no status of an error.
 """
 
 INTERRUPTED_STATUS = 130
-"""Exit status of a run interrupted outside of training: 128 and SIGINT, as in shells."""
+"""Exit status of a run interrupted outside of training: 128 + SIGINT, as in shells."""
 
 EXPECTED = (ValueError, OSError, NonFiniteError)
 """Errors that speak to the user; anything else is a defect and shows its traceback."""
