@@ -15,10 +15,6 @@ from configs import subspace_locking
 
 def get_config():
     config = subspace_locking.get_config("smoke")
-    config.arms = {
-        "opd": {"kind": "distill", "start": "anchor", "learning_rate": 1e-4},
-    }
-    config.seeds = (0,)
     config.num_steps, config.evaluate_every, config.save_every = 4, 2, 2
     config.snapshot_shares, config.basis_share = (0.5,), 0.5
     config.samples_per_prompt = 2
