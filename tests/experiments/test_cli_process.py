@@ -36,6 +36,10 @@ PROGRAM = textwrap.dedent(
 
 COMPILING = textwrap.dedent(
     """
+    import signal
+    # As in a terminal: what a shell runs in the background ignores it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
     from experiments.common import cli
     import jax
     import jax.numpy as jnp
