@@ -72,7 +72,7 @@ def midsize(config: ml_collections.ConfigDict, rate: float) -> None:
     """The world of 104 million parameters, for one GPU; ours.
 
     One seed: a run takes seconds on an H100, but its programs compile for a minute and
-    a half, and measuring its update takes 75 s of two CPU cores. P2's rates are 1e-5
+    a half, and its update takes some 25 s to measure. P2's rates are 1e-5
     for SFT and 1e-6 for the others. Optimizer and clipping stay the study's. Masters
     and moments are float32 and the models compute in bfloat16. The bfloat16 storage is
     that of checkpoints: the masters' update is compared as it is (`master`) and as two
