@@ -72,12 +72,12 @@ def midsize(config: ml_collections.ConfigDict, rate: float) -> None:
     """The world of 104 million parameters, for one GPU; ours.
 
     One seed: a run takes seconds on an H100, but its programs compile for a minute and
-    a half, and its update takes some 25 s to measure. P2's rates are 1e-5 for SFT and
-    1e-6 for the others. Optimizer and clipping stay the study's. Masters and moments
-    are float32 and the models compute in bfloat16. The bfloat16 storage is that of
-    checkpoints: the masters' update is compared as it is (`master`) and as two bfloat16
-    checkpoints of them would show it (`stored`). Weights that are bfloat16 between
-    updates are another arm, `stored` of `experiments.precision`. What was seen:
+    a half, and its update takes half a minute or more to measure. P2's rates are 1e-5
+    for SFT and 1e-6 for the others. Optimizer and clipping stay the study's. Masters
+    and moments are float32 and the models compute in bfloat16. The bfloat16 storage is
+    that of checkpoints: the masters' update is compared as it is (`master`) and as two
+    bfloat16 checkpoints of them would show it (`stored`). Weights that are bfloat16
+    between updates are another arm, `stored` of `experiments.precision`. What was seen:
     experiments/artifacts/midsize.
 
     Args:

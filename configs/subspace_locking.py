@@ -51,7 +51,7 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     elif variant == "tiny_deep":
         study.deep(config)
     elif variant in ("midsize", "midsize_smoke"):
-        # At 1e-6 there would be no gain to keep or to lose.
+        # At 1e-6 the gain that may be kept or lost is less than half as large.
         study.midsize(config, rate=1e-5)
         config.arms = {"opd": config.arms.opd.to_dict()}
         if variant == "midsize_smoke":

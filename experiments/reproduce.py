@@ -187,11 +187,11 @@ class _Lot:
                 continue  # It was not asked for.
             statuses.append(Status(entry, state, *times.get(entry.name, UNKNOWN)))
         start = "python -m experiments.reproduce --workdir=runs/reproduction"
-        command = start + (" --smoke" if self._smoke else "")
-        command += f" --jobs={self._jobs}" if self._jobs > 1 else ""
+        jobs = f" --jobs={self._jobs}" if self._jobs > 1 else ""
+        command = start + (" --smoke" if self._smoke else "") + jobs
         large = [s.entry.name for s in statuses if s.entry in MIDSIZE]
         if large and not self._smoke:
-            command += f"\n{start} --only={','.join(large)}"
+            command += f"\n{start} --only={','.join(large)}{jobs}"
         return write_document(
             self._workdir,
             statuses,

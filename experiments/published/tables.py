@@ -16,7 +16,8 @@ class PublishedColumn(NamedTuple):
 
     Attributes:
       title: Its heading, with the unit.
-      value: Where `summary.json` has it, keys joined by slashes; several are added.
+      value: Where `summary.json` has it, keys joined by slashes; several are
+        added, of which there may be one alone, where a name depends on the model.
       percent: Whether it is printed in percent.
       decimals: Digits printed after the point.
     """

@@ -167,7 +167,10 @@ def _item(item: Item, workdir: Path, found: Mapping[str, Results]) -> list[str]:
     for figure in item.figures:
         study, _, name = figure.partition("/")
         parts += [
-            _figure(found[of], of, name, workdir) for of in sizes(study) if of in found
+            _figure(found[of], of, name, workdir)
+            for of in sizes(study)
+            # The midsize form of a study has fewer figures.
+            if of in found and (of == study or _picture(found[of], name).exists())
         ]
     needed = {o.study for o in item.ours} | {f.split("/")[0] for f in item.figures}
     if absent := sorted(needed - found.keys()):
@@ -208,10 +211,14 @@ def _of_update(columns: Sequence[PublishedColumn]) -> bool:
 
 
 def _figure(results: Results, study: str, name: str, workdir: Path) -> str:
-    source = results.folder / FIGURES / f"{name}.png"
+    source = _picture(results, name)
     if not source.exists():
         return f"No figure: {escape_markdown(f'{study}/{name}')} was not drawn."
     target = workdir / FIGURES / f"{study}-{name}.png"
     target.parent.mkdir(exist_ok=True)
     shutil.copyfile(source, target)
     return f"![{escape_markdown(f'{study}: {name}')}]({FIGURES}/{target.name})"
+
+
+def _picture(results: Results, name: str) -> Path:
+    return results.folder / FIGURES / f"{name}.png"
