@@ -18,8 +18,8 @@ The variants are worlds that are not bundled, but built where they are first nee
   has 61 % on the test problems, its anchor 32 %;
 - `extremes`: another task of the same form and size, chains of minima and maxima;
 - `midsize`: longer chains with 12 layers of width 768 (104 million parameters), for one
-  GPU: some 100 s of an H100. It learns all at once, so that the anchor is above 50 %, and
-  differs from one GPU run to the next: 57 and 86 % in two.
+  GPU: some 100 s of an H100. It learns all at once, so that the anchor is above 50 %
+  and differs from one GPU run to the next: 57 and 86 % in two.
 """
 
 import ml_collections
