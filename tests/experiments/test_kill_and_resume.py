@@ -51,7 +51,10 @@ class Reference(NamedTuple):
         return f"--config={self.workdir.parent / 'config.py'}"
 
 
-def _reference(folder: Path) -> Reference:
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory) -> Reference:
+    """One for all tests, run with nothing compiled before."""
+    folder = tmp_path_factory.mktemp("reference")
     (folder / "config.py").write_text(ablation_process.CONFIG)
     options = {"cache": folder / "cache"}
     reference = Reference(options, folder / "whole", 0.0)
@@ -166,11 +169,10 @@ def _assert_same(found: Path, expected: Path) -> None:
         assert len(metrics.read_text().splitlines()) == 8 * 2 + 4
 
 
-def test_a_run_killed_while_saving_training_and_exporting(tmp_path):
+def test_a_run_killed_while_saving_training_and_exporting(reference, tmp_path):
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed of the kills: {seed}")  # noqa: T201, shown when the test fails
     generator = random.Random(seed)
-    reference = _reference(tmp_path)
     workdir = tmp_path / "killed"
     for moment in (
         _saving("adamw"),
@@ -184,14 +186,13 @@ def test_a_run_killed_while_saving_training_and_exporting(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_run_killed_at_many_random_moments(tmp_path):
+def test_a_run_killed_at_many_random_moments(reference, tmp_path):
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed of the kills: {seed}")  # noqa: T201, shown when the test fails
     generator = random.Random(seed)
-    reference = _reference(tmp_path)
     workdir = tmp_path / "killed"
     killed = []
-    for _ in range(10):
+    for _ in range(6):
         moments = _moments(generator, reference.seconds)
         name = generator.choice(sorted(moments))
         # The folder may be past the moment already; then at any time.
