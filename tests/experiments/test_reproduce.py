@@ -68,6 +68,7 @@ def test_what_needs_a_gpu_runs_and_is_listed_where_it_is_named(studies, tmp_path
     assert "configs/training\\_regimes.py:midsize | finished |" in row
     assert f"--only={large.name}" in text
     assert "of one seed and 104 million parameters" in text
+    assert "No figure: training\\_regimes\\_midsize" not in text
     assert studies[1] == [FIRST.name, large.name]
     text = reproduce.run(tmp_path / "smoke", [large], smoke=True).read_text()
     assert "configs/training\\_regimes.py:midsize\\_smoke | finished |" in text
